@@ -1,0 +1,1 @@
+"""Trees -> packed batch -> attention -> log-probabilities of the scored tokens."""

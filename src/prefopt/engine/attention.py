@@ -1,0 +1,203 @@
+"""Tree attention: every completion looks at its own prompt and at itself.
+
+Registered with transformers as an attention function, so that a model's own layers call it with their queries,
+keys and values; nothing of the model is patched. The layout of the row travels as a keyword of the model's
+forward (`tree_layout`), so that recomputation under gradient checkpointing sees the same one.
+
+Three implementations, one meaning:
+    per tree     scaled_dot_product_attention for each stretch: CPU, and float32 on a GPU
+    varlen       one flash-attention call for the whole row, prompt keys gathered per completion: CUDA in half precision
+    flex         FlexAttention with a block mask: CUDA where a model caps its scores or has attention sinks
+
+Shapes: H query heads, G key heads, T tokens of the row, E head size, Q and K tokens of a stretch.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from prefopt.engine.layout import FlatLayout, TreeSpan
+
+TREE_ATTENTION = "prefopt_tree"
+"""The name under which transformers knows it: `model.set_attn_implementation(TREE_ATTENTION)`."""
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree_layout: FlatLayout | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer over a flat row, as transformers calls it.
+
+    Args:
+        module: the calling layer, unread.
+        query, key, value: [1, H, T, E] and [1, G, T, E].
+        attention_mask: must be None; the layout says who sees whom.
+        tree_layout: the trees of the row.
+        scaling: factor of the scores; None: 1/√E.
+        sliding_window: how many positions back a token sees, itself included; None: all.
+        softcap: scores become cap·tanh(score / cap).
+        s_aux: attention sinks, one logit per head that joins the softmax and carries no value.
+        _others: what else transformers hands to attention functions (dropout, position ids). An architecture
+            that needs something here would come out wrong, and is caught by the proof at load.
+
+    Returns:
+        [1, T, H, E], and None in place of attention weights.
+
+    Raises:
+        ValueError: the layout did not arrive, or the row is not a flat one.
+    """
+    if tree_layout is None:
+        raise ValueError("tree attention was called without tree_layout: this architecture does not pass keywords on to its attention")
+    if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != tree_layout.num_tokens or key.shape[2] != query.shape[2]:
+        raise ValueError("tree attention takes one flat row of the layout's length, without a mask and without a cache")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sliding_window is not None and sliding_window >= tree_layout.longest_branch:
+        sliding_window = None
+    arguments = (query[0], key[0], value[0], tree_layout, scale, sliding_window)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        if softcap is not None or s_aux is not None or value.shape[-1] != query.shape[-1] or query.shape[-1] > 256:
+            out = _flex(*arguments, softcap, s_aux)
+        else:
+            out = _varlen(*arguments)
+    else:
+        out = _per_tree(*arguments, softcap, s_aux)
+    return out[None], None
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+
+
+def _per_tree(
+    query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
+    pieces: list[Tensor] = []
+    for span in layout.spans:
+        first_length = span.prompt + span.completions[0]
+        whole = slice(span.start, span.start + first_length)
+        mask = None if window is None else layout.first_branch_mask(first_length, window, query.dtype)
+        pieces.append(_stretch(query[:, whole], key[:, whole], value[:, whole], mask, scale, softcap, sinks, layout))
+        for first, length in list(span.branches())[1:]:
+            branch = slice(first, first + length)
+            mask = layout.later_branch_mask(span.prompt, length, window, query.dtype)
+            keys, values = _with_prompt(key, span, branch), _with_prompt(value, span, branch)
+            pieces.append(_stretch(query[:, branch], keys, values, mask, scale, softcap, sinks, layout))
+    return torch.cat(pieces, dim=1).transpose(0, 1)
+
+
+def _with_prompt(row: Tensor, span: TreeSpan, branch: slice) -> Tensor:
+    return torch.cat([row[:, span.start : span.start + span.prompt], row[:, branch]], dim=1)
+
+
+def _stretch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask_QK: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    layout: FlatLayout,
+) -> Tensor:
+    """[H, Q, E] over [G, K, E]; causal where no mask is given."""
+    if softcap is None and sinks is None:
+        grouped = query.shape[0] != key.shape[0]
+        return scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask_QK, is_causal=mask_QK is None, scale=scale, enable_gqa=grouped
+        )[0]
+    if mask_QK is None:
+        mask_QK = layout.first_branch_mask(query.shape[1], key.shape[1] + 1, query.dtype)
+    repeats = query.shape[0] // key.shape[0]
+    scores = (query @ key.repeat_interleave(repeats, dim=0).transpose(1, 2)) * scale
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores + mask_QK
+    if sinks is not None:
+        sink_column = sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
+        scores = torch.cat([scores, sink_column], dim=-1)
+    upcast = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=upcast).to(value.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return weights @ value.repeat_interleave(repeats, dim=0)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None) -> Tensor:
+    """One flash-attention call. Its causal mask aligns the last query with the last key, as a completion needs."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    plan = layout.varlen()
+    out: Tensor = varlen_attn(
+        query.transpose(0, 1).contiguous(),
+        _for_flash(key, query.shape[0])[plan.keys_K],
+        _for_flash(value, query.shape[0])[plan.keys_K],
+        plan.query_offsets,
+        plan.key_offsets,
+        plan.max_queries,
+        plan.max_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+    return out
+
+
+def _for_flash(row: Tensor, num_heads: int) -> Tensor:
+    """[G, T, E] -> [T, H, E]. Key heads are repeated: the grouped call is not in all supported versions of torch."""
+    return row.transpose(0, 1).repeat_interleave(num_heads // row.shape[0], dim=1)
+
+
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """FlexAttention over the whole row; blocks of the mask that are empty are skipped."""
+    from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask
+
+    memo_key = ("block_mask", window)
+    block_mask = layout.memo.get(memo_key)
+    if not isinstance(block_mask, BlockMask):
+        num_tokens = layout.num_tokens
+        block_mask = create_block_mask(layout.visible(window), None, None, num_tokens, num_tokens, device=query.device)
+        layout.memo[memo_key] = block_mask
+
+    def cap(score: Tensor, _batch: Tensor, _head: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+    out, aux = _flex_kernel(compiled=query.is_cuda)(
+        query[None],
+        key[None],
+        value[None],
+        score_mod=None if softcap is None else cap,
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=query.shape[0] != key.shape[0],
+        return_aux=AuxRequest(lse=True),
+    )
+    out = out[0].transpose(0, 1)
+    if sinks is not None:
+        # A sink adds exp(sink) to the softmax's denominator: out·exp(lse) / (exp(lse) + exp(sink)).
+        keep_TH = torch.sigmoid(aux.lse[0] - sinks.to(aux.lse.dtype)[:, None]).transpose(0, 1)
+        out = out * keep_TH[..., None].to(out.dtype)
+    return out
+
+
+@cache
+def _flex_kernel(compiled: bool) -> Callable[..., Any]:
+    """FlexAttention; compiled once per process, for shapes that change with every batch."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

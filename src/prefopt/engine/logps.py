@@ -1,0 +1,99 @@
+"""Log-probabilities as they come out of a forward pass: the only place where tokens are reduced to completions.
+
+Shapes: N scored tokens of the batch, those of the completions first, in order, then those of prompts;
+C completions, B trees (one prompt each), T positions of the input.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefopt.errors import DataError
+
+
+class TokenLogps(NamedTuple):
+    """Log-probability of each scored token, in nats, float32 (float64 where the model computes in float64).
+
+    A tuple, so that wrappers of a module (DDP, FSDP2) find the tensors in it.
+
+    Attributes:
+        values_N: the log-probabilities.
+        lengths_C: scored tokens of each completion, int64.
+        prompt_lengths_B: scored tokens of each prompt, int64; mostly 0.
+        num_completion_tokens: how many of the N belong to completions; an int, so that slicing needs no device read.
+        entropy_N: entropy of each predicting distribution, in nats, where asked for.
+        log_sum_squares_N: log Σ_v π(v)² of each predicting distribution, without gradient, where asked for.
+        scalar_T: the scalar head's value at each position of the input, where asked for.
+    """
+
+    values_N: Tensor
+    lengths_C: Tensor
+    prompt_lengths_B: Tensor
+    num_completion_tokens: int
+    entropy_N: Tensor | None = None
+    log_sum_squares_N: Tensor | None = None
+    scalar_T: Tensor | None = None
+
+    def sum(self) -> Tensor:
+        """Summed log-probability of each completion, [C]."""
+        return self.sum_tokens(self.values_N)
+
+    def mean(self) -> Tensor:
+        """Mean log-probability over each completion's scored tokens, [C]; 0 where none is scored."""
+        return self.mean_tokens(self.values_N)
+
+    def prompt_sum(self) -> Tensor:
+        """Summed log-probability of each prompt's scored tokens, [B]."""
+        return _segment_sum(self.values_N[self.num_completion_tokens :], self.prompt_lengths_B)
+
+    def sum_tokens(self, tokens_N: Tensor) -> Tensor:
+        """Any per-token quantity of the same tokens, summed over each completion, [C]."""
+        return _segment_sum(tokens_N[: self.num_completion_tokens], self.lengths_C)
+
+    def mean_tokens(self, tokens_N: Tensor) -> Tensor:
+        """Any per-token quantity of the same tokens, averaged over each completion, [C]; 0 where none is scored."""
+        return self.sum_tokens(tokens_N) / self.lengths_C.clamp(min=1)
+
+    def detach(self) -> "TokenLogps":
+        """The same numbers without gradients."""
+        return TokenLogps(*(part.detach() if isinstance(part, Tensor) else part for part in self))
+
+
+class CompletionLogps(NamedTuple):
+    """Reference log-probabilities that came with the data as one sum per completion.
+
+    They serve methods that read sums or means; one that reads single tokens gets a `DataError`.
+    """
+
+    sum_C: Tensor
+    lengths_C: Tensor
+
+    def sum(self) -> Tensor:
+        """Summed log-probability of each completion, [C]."""
+        return self.sum_C
+
+    def mean(self) -> Tensor:
+        """Mean log-probability over each completion's scored tokens, [C]."""
+        return self.sum_C / self.lengths_C.clamp(min=1)
+
+    @property
+    def values_N(self) -> Tensor:  # noqa: N802 (the name it has in TokenLogps)
+        """Not there: the data brought sums.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            "this method reads the reference's log-probability of every token, and the data brings one sum per completion. "
+            "Remove the columns reference_chosen_logp and reference_rejected_logp, so that the reference is computed."
+        )
+
+
+ReferenceLogps = TokenLogps | CompletionLogps
+
+
+def _segment_sum(values_N: Tensor, lengths_S: Tensor) -> Tensor:
+    """Sums of consecutive stretches. segment_reduce adds in a fixed order on every device; index_add on CUDA does not."""
+    return torch.segment_reduce(values_N, "sum", lengths=lengths_S, unsafe=True, initial=0.0)
+

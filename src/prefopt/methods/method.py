@@ -1,0 +1,155 @@
+"""What a preference method is: a name, its settings, what it needs, and a loss.
+
+A method is a pure function of log-probabilities with a few declarations around it. It never sees
+the model, the optimizer, the device or other processes: what it needs from them it declares, and the
+loop provides it.
+
+    needs       which data, whether a reference, which extra outputs of the forward pass
+    units       what its loss terms are averaged over; counted from trees before the forward pass
+    arrange     trees as the data gives them -> trees as the loss reads them (default: unchanged)
+    statistics  sums over the whole optimizer batch that couple its examples (KTO's z0); default: none
+    state       numbers carried from step to step (BCO's shift); default: none
+    loss        log-probabilities -> terms and metrics
+
+Shapes: B examples (trees) in the micro-batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from prefopt.config import Settings
+from prefopt.trees import PromptTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefopt.engine.batch import TreeBatch
+    from prefopt.engine.logps import CompletionLogps, TokenLogps
+
+Completions = Literal["demonstration", "pair"]
+"""Shapes of data: one completion per prompt, or a chosen and a rejected one."""
+
+Output = Literal["entropy", "log_sum_squares", "scalar"]
+"""What the forward pass can give beside log-probabilities."""
+
+CountOfTree = Callable[[PromptTree], float]
+State = dict[str, float]
+
+
+def one_per_example(tree: PromptTree) -> float:
+    """The unit of losses that average over examples."""
+    return 1.0
+
+
+def scored_tokens(tree: PromptTree) -> float:
+    """The unit of losses that average over the scored tokens of all completions."""
+    return float(tree.num_scored)
+
+
+class MethodSettings(Settings):
+    """Base of the settings that belong to one method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method reads.
+
+    Attributes:
+        completions: the shape of data.
+        reference: whether it compares with a reference policy.
+        outputs: extra outputs of the policy's forward pass.
+    """
+
+    completions: Completions
+    reference: bool
+    outputs: frozenset[Output] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRates:
+    """Learning rates that are usual for a method."""
+
+    full: float
+    adapter: float
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of a loss.
+
+    Attributes:
+        values_B: loss of each example, summed (not averaged) over the example's share of the unit.
+        unit: the key of `Method.units` by whose count over the whole optimizer batch the sum is divided.
+        weight: factor of the whole term.
+    """
+
+    values_B: Tensor
+    unit: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What a method makes of a micro-batch.
+
+    Attributes:
+        terms: the loss, in parts.
+        metrics: one detached value per example, averaged over the optimizer batch by weight.
+        state_sums: detached sums that `Method.next_state` reads after the step, added over the whole batch.
+    """
+
+    terms: tuple[Term, ...]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    state_sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """Base of all methods. A method holds its settings and nothing else; state goes in and out."""
+
+    name: ClassVar[str]
+    settings_class: ClassVar[type[MethodSettings]]
+    needs: Needs
+    units: Mapping[str, CountOfTree]
+    rates: ClassVar[DefaultRates]
+
+    def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
+        """The trees as the loss reads them; the draw depends on the seed alone."""
+        return trees
+
+    def initial_state(self) -> State:
+        """What the method carries from step to step, before the first."""
+        return {}
+
+    def next_state(self, state: State, sums: Mapping[str, float]) -> State:
+        """The state after a step whose `LossOutput.state_sums` added up to `sums` over all processes."""
+        return state
+
+    def statistics(self, policy: TokenLogps, reference: CompletionLogps | None, batch: TreeBatch) -> Mapping[str, Tensor] | None:
+        """Sums over a micro-batch, added over the whole optimizer batch in a pass without gradients before the step.
+
+        None means that the method's examples do not couple, and spares the pass.
+        """
+        return None
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the loss of an example depends on the others of its optimizer batch."""
+        return type(self).statistics is not Method.statistics
+
+    @abstractmethod
+    def loss(
+        self, policy: TokenLogps, reference: CompletionLogps | None, batch: TreeBatch, *, statistics: Mapping[str, float], state: State
+    ) -> LossOutput:
+        """The loss of a micro-batch.
+
+        Args:
+            policy: log-probabilities under the policy, with gradients.
+            reference: the same under the reference, without; None where `needs.reference` is false.
+            batch: the trees' numbers that are not log-probabilities: weights, labels, ranks, lengths.
+            statistics: the sums of `statistics` over the whole optimizer batch; empty where it gives none.
+            state: what `next_state` returned last.
+        """

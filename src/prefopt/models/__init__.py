@@ -1,0 +1,1 @@
+"""Load a model, adapt it, wrap it as a policy, and hold its reference."""

@@ -1,0 +1,202 @@
+"""A causal language model as a policy: trees in, log-probabilities of their tokens out.
+
+`Policy` is the module that training wraps (DDP, FSDP2), so that the head's weight is gathered by the ordinary
+forward. It exposes neither input nor output embeddings: wrappers that carve a model into units would otherwise
+take the head out of the unit that `forward` gathers.
+
+Shapes: T positions of the flattened input, D hidden size, N scored tokens.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefopt.engine.attention import TREE_ATTENTION
+from prefopt.engine.batch import Sharing, TreeBatch
+from prefopt.engine.head import HeadShape, head_logps
+from prefopt.engine.logps import TokenLogps
+from prefopt.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePath:
+    """How a model is run, as proved at load.
+
+    Attributes:
+        sharing: how completions share their prompt.
+        chunked_head: the head's shape, where it runs in chunks; None: the model's own head on the scored positions.
+    """
+
+    sharing: Sharing
+    chunked_head: HeadShape | None
+
+    def __str__(self) -> str:
+        return f"{self.sharing}, {'chunked head' if self.chunked_head else 'own head'}"
+
+
+class Policy(nn.Module):
+    """A causal language model that gives log-probabilities of the tokens of trees.
+
+    Args:
+        model: the Hugging Face model; with an adapter, the base model into which its layers were put.
+        path: how to run it; `prefopt.models.proof.prove` finds the fastest that is right.
+        scalar_head: maps hidden states to one number per position (reward and value models); None: none.
+
+    Raises:
+        ModelError: the model has no decoder or head that could be run apart, and the path asks for it.
+    """
+
+    def __init__(self, model: PreTrainedModel, path: EnginePath, *, scalar_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.path = path
+        self.scalar_head = scalar_head
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
+        self.use_path(path)
+
+    def use_path(self, path: EnginePath) -> None:
+        """Run the model another way from now on."""
+        if path.chunked_head is not None and (decoder_of(self.model) is None or plain_head_of(self.model) is None):
+            raise ModelError(f"{type(self.model).__name__} has no decoder and linear head to run apart; use its own head")
+        self.path = path
+        set_attention(self.model, TREE_ATTENTION if path.sharing == "flat" else None)
+
+    def forward(self, batch: TreeBatch, *, extras: bool = False) -> TokenLogps:
+        """Log-probability of every scored token of the batch.
+
+        Args:
+            batch: packed the way that `self.path.sharing` says.
+            extras: also entropies and log Σπ² of the predicting distributions.
+        """
+        if (batch.layout is None) != (self.path.sharing == "plain"):
+            raise ValueError(f"the batch is packed {'plain' if batch.layout is None else 'flat'}, the policy runs {self.path.sharing}")
+        if batch.layout is not None:
+            inputs = {"position_ids": batch.layout.position_ids_T[None], "tree_layout": batch.layout}
+        else:
+            inputs = {"attention_mask": batch.attention_mask}
+        if self.path.chunked_head is None:
+            logps_N, entropy_N, squares_N, hidden_TD = self._own_head(batch, inputs, extras)
+        else:
+            logps_N, entropy_N, squares_N, hidden_TD = self._chunked_head(batch, inputs, self.path.chunked_head, extras)
+        return TokenLogps(
+            values_N=logps_N,
+            lengths_C=batch.lengths_C,
+            prompt_lengths_B=batch.prompt_lengths_B,
+            num_completion_tokens=batch.num_completion_tokens,
+            entropy_N=entropy_N,
+            log_sum_squares_N=squares_N,
+            scalar_T=None if self.scalar_head is None else self._scalars(hidden_TD),
+        )
+
+    def _chunked_head(
+        self, batch: TreeBatch, inputs: dict[str, object], shape: HeadShape, extras: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        decoder, head = decoder_of(self.model), plain_head_of(self.model)
+        assert decoder is not None and head is not None  # use_path checked it
+        hidden_TD = decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state.flatten(0, 1)
+        logps_N, entropy_N, squares_N = head_logps(
+            hidden_TD[batch.predict_from_N], head.weight, head.bias, batch.target_N, shape, extras=extras
+        )
+        return logps_N, entropy_N, squares_N, hidden_TD
+
+    def _own_head(self, batch: TreeBatch, inputs: dict[str, object], extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """The model's own head, on the columns of the input that predict something."""
+        num_rows, width = batch.input_ids.shape
+        row_N, column_N = batch.predict_from_N // width, batch.predict_from_N % width
+        columns, kept_N = column_N.unique(return_inverse=True)
+        needs_hidden = self.scalar_head is not None
+        out = self.model(
+            input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **inputs
+        )
+        logits_NV = out.logits[row_N, kept_N if out.logits.shape[1] == len(columns) else column_N]
+        all_logps_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+        logps_N = all_logps_NV.gather(-1, batch.target_N[:, None]).squeeze(-1)
+        entropy_N = -(all_logps_NV.exp() * all_logps_NV).sum(-1) if extras else None
+        squares_N = (2 * all_logps_NV.detach()).logsumexp(-1) if extras else None
+        hidden_TD = out.hidden_states[-1].flatten(0, 1) if needs_hidden else logps_N
+        return logps_N, entropy_N, squares_N, hidden_TD
+
+    def _scalars(self, hidden_TD: Tensor) -> Tensor:
+        assert self.scalar_head is not None
+        scalar_T: Tensor = self.scalar_head(hidden_TD).squeeze(-1)
+        return scalar_T.to(torch.promote_types(scalar_T.dtype, torch.float32))
+
+    @contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """The model, ready for `generate`: its own attention, evaluation mode, no gradients.
+
+        Never inside a step: recomputation in the backward pass needs the attention of the forward pass.
+        """
+        was_training = self.model.training
+        set_attention(self.model, None)
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self.model.train(was_training)
+            set_attention(self.model, TREE_ATTENTION if self.path.sharing == "flat" else None)
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module | None:
+    """The part of a causal LM below its head; None where it cannot be told apart."""
+    decoder = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
+    return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+
+
+def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
+    """The head, where it is one linear layer and nothing (no adapter) is wrapped around it."""
+    head = model.get_output_embeddings()
+    return head if type(head) is nn.Linear else None
+
+
+def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
+    """Switch the attention implementation; None: leave tree attention for one of the model's own, if it is on.
+
+    Raises:
+        ModelError: the model's attention cannot be replaced.
+    """
+    current = model.config._attn_implementation
+    if current == implementation or (implementation is None and current != TREE_ATTENTION):
+        return
+    with transformers_logging_at("ERROR"):  # what it would say about models that cannot switch is said below
+        for name in [implementation] if implementation else ["sdpa", "eager"]:
+            try:
+                model.set_attn_implementation(name)
+            except (ValueError, ImportError):
+                continue
+            if model.config._attn_implementation == name:
+                return
+    raise ModelError(f"{type(model).__name__} does not take its attention from outside")
+
+
+@contextmanager
+def transformers_logging_at(level: str) -> Iterator[None]:
+    """The library's messages below the level are silent inside."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Switch all dropout off, for good: a policy with dropout is not the reference at step 0, and log-probabilities are noisy."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def trained_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Names and parameters that receive gradients."""
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)

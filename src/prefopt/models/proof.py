@@ -1,0 +1,304 @@
+"""Find the fastest way to run a model that is right, by trying on that very model.
+
+Sharing a prompt assumes that a layer passes information between tokens through attention only, and that
+attention is called with what it needs. Convolutions, recurrences, ALiBi and chunked attention break this, mostly
+without an error. So before training a small random forest is run shared and plain, and two things are compared:
+log-probabilities and gradients (with respect to the token embeddings, where every layer's error arrives), and
+independence: changing one branch must not move another. What counts as equal is measured, not assumed: two plain
+runs that differ in padding only show the arithmetic's own noise.
+
+The forest crosses every window and chunk length that the config names and rows of `max_length` can reach, because
+a window that is never exceeded would prove nothing. No list of blessed architectures decides.
+
+Shapes: T positions of the flattened input, D hidden size, N scored tokens.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.head import HeadShape
+from prefopt.errors import ModelError
+from prefopt.models.policy import EnginePath, Policy, decoder_of, plain_head_of, set_attention, transformers_logging_at
+from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
+
+NOISE_FACTOR = 8.0
+"""How many times the noise of two plain runs still counts as equal: sharing changes the order of sums in every layer."""
+
+EXACT = (1e-5, 5e-5)
+"""Relative differences of log-probabilities and of gradients below which two float32 runs are equal however quiet the
+noise. Right architectures stay below 1e-6; the quietest wrong one seen (lfm2) moves gradients by 3e-4."""
+
+ROUGH = (3e-2, 1.5e-1)
+"""The same for a second look in half precision, which catches a kernel that is wrong, not a subtle architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Relative distance of a way of running from the plain one."""
+
+    logps: float
+    gradients: float
+
+    def within(self, noise: "Difference", floor: tuple[float, float]) -> bool:
+        """Whether it is no more than the arithmetic's own noise. NaN is not."""
+        return self.logps <= max(NOISE_FACTOR * noise.logps, floor[0]) and self.gradients <= max(NOISE_FACTOR * noise.gradients, floor[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found.
+
+    Attributes:
+        path: the fastest way that is right.
+        flat: distance of flat sharing from plain, or why it could not run.
+        independence: the largest change of a branch's log-probability when another branch was changed, relative.
+        noise: distance of two plain runs that differ in padding only.
+    """
+
+    path: EnginePath
+    flat: Difference | str
+    independence: float
+    noise: Difference
+
+    def sentence(self) -> str:
+        """The result for people."""
+        head = "the head runs in chunks" if self.path.chunked_head else "the model's own head runs on scored positions"
+        if self.path.sharing == "flat":
+            assert isinstance(self.flat, Difference)
+            return (
+                f"prompts are shared (flat): log-probs within {self.flat.logps:.0e}, gradients within {self.flat.gradients:.0e} of "
+                f"the plain forward; {head}"
+            )
+        if isinstance(self.flat, str):
+            return f"every completion runs with its own prompt (plain): {self.flat}; {head}"
+        return (
+            f"every completion runs with its own prompt (plain): sharing moves log-probs by {self.flat.logps:.0e} and gradients by "
+            f"{self.flat.gradients:.0e} on this architecture; {head}"
+        )
+
+
+def prove(model: PreTrainedModel, *, max_length: int, sharing: str = "auto", autocast: torch.dtype | None = None) -> Proof:
+    """The fastest way to run the model that equals the plain one.
+
+    Half precision hides small errors, so the proof runs in float32: on the model itself where its weights are, else on
+    a float32 twin (the same architecture and widths, few layers, random weights), and then once more, roughly, on the
+    model as it will run.
+
+    Args:
+        model: the model, on its device, as it will be trained; its parameters and gradients are left as they are.
+        max_length: longest prompt with completion of the run, in tokens.
+        sharing: `auto`, or the one way to prove.
+        autocast: dtype of the run's forward passes, where they are not in the parameters' own.
+
+    Raises:
+        ModelError: the sharing that was asked for is not right on this model, or the model gives no finite log-probabilities.
+    """
+    exact = model.dtype in (torch.float32, torch.float64)
+    proof = _prove(model if exact else _twin(model), max_length, sharing, None, EXACT)
+    if not exact or autocast is not None:
+        rough = _prove(model, max_length, proof.path.sharing, autocast, ROUGH)
+        if (rough.path.sharing, rough.path.chunked_head) != (proof.path.sharing, proof.path.chunked_head):
+            proof = rough
+    if sharing == "flat" and proof.path.sharing != "flat":
+        raise ModelError(f"sharing: flat was asked for and is not right on {type(model).__name__}: {proof.sentence()}. Use sharing: auto.")
+    return proof
+
+
+def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torch.dtype | None, floor: tuple[float, float]) -> Proof:
+    forest = _forest(model.config, max_length)
+    device = model.device
+    with _frozen(model):
+        head = _prove_head(model, forest, autocast, floor[0])
+        plain = EnginePath("plain", head)
+        base = _run(model, plain, pack(forest, sharing="plain", device=device), autocast)
+        padded = _run(model, plain, pack(forest, sharing="plain", device=device, pad_to_multiple=16), autocast)
+        if not bool(torch.isfinite(base.logps_N).all()):
+            raise ModelError("the model gives infinite or NaN log-probabilities on random tokens: its weights are damaged, or its precision is too low")
+        noise = _difference(padded, base)
+        if sharing == "plain":
+            return Proof(plain, "asked for", 0.0, noise)
+        try:
+            flat_path = EnginePath("flat", head)
+            flat: Difference | str = _difference(_run(model, flat_path, pack(forest, sharing="flat", device=device), autocast), base)
+            independence = _independence(model, flat_path, forest, autocast)
+        except (ValueError, TypeError, RuntimeError, IndexError, ModelError) as error:
+            # Architectures fail here in ways of their own: an attention that drops keywords, a layer that wants a cache.
+            flat, independence = _first_sentence(error), float("nan")
+    if isinstance(flat, Difference) and flat.within(noise, floor) and independence <= max(NOISE_FACTOR * noise.logps, floor[0]):
+        return Proof(flat_path, flat, independence, noise)
+    return Proof(plain, flat, independence, noise)
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same architecture in float32 with random weights, a small vocabulary, and only as many layers as show every kind."""
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or [])
+    depth = min(text.num_hidden_layers, max(2, *(kinds.index(kind) + 1 for kind in kinds)) if kinds else 2)
+    small = {"vocab_size": min(512, text.vocab_size), "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    shallow = {"num_hidden_layers": depth} | ({"layer_types": kinds[:depth]} if "layer_types" in text.to_dict() and kinds else {})
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    try:
+        return _random_model(model, config, small | shallow)
+    except (ValueError, TypeError, IndexError, AttributeError):  # other lists in the config count layers too: keep its depth
+        return _random_model(model, config, small | {"num_hidden_layers": len(kinds) or text.num_hidden_layers})
+
+
+def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object]) -> PreTrainedModel:
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config.get_text_config(), name, value)
+    # The user's random state is not ours to move.
+    with torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
+        torch.manual_seed(0)
+        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)
+    set_attention(twin, None)
+    return twin.to(model.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one way of running gives: log-probabilities, and the gradient of each token's embedding, per tree token."""
+
+    logps_N: Tensor
+    gradients_TD: Tensor
+
+
+def _run(model: PreTrainedModel, path: EnginePath, batch: TreeBatch, autocast: torch.dtype | None) -> _Run:
+    policy = Policy(model, path)
+    embedded: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        embedded.append(leaf)
+        return leaf
+
+    handle = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+            logps = policy(batch)
+        weights_N = torch.linspace(-1.0, 1.5, len(logps.values_N), device=logps.values_N.device, dtype=logps.values_N.dtype)
+        (gradient,) = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:1])
+    finally:
+        handle.remove()
+    return _Run(logps.values_N.detach(), _per_tree_token(gradient.flatten(0, 1), batch))
+
+
+def _per_tree_token(gradient_TD: Tensor, batch: TreeBatch) -> Tensor:
+    """Gradients as the flat row orders tokens; in plain rows a prompt stands once per completion, and its parts add up."""
+    if batch.layout is not None:
+        return gradient_TD
+    width = batch.input_ids.shape[1]
+    parts: list[Tensor] = []
+    row = 0
+    for tree in batch.trees:
+        prompt = len(tree.prompt_ids)
+        rows = gradient_TD.view(-1, width, gradient_TD.shape[-1])[row : row + len(tree.completions)]
+        parts.append(rows[:, :prompt].sum(0))
+        parts += [rows[index, prompt : prompt + len(completion.ids)] for index, completion in enumerate(tree.completions)]
+        row += len(tree.completions)
+    return torch.cat(parts)
+
+
+def _independence(model: PreTrainedModel, path: EnginePath, forest: list[PromptTree], autocast: torch.dtype | None) -> float:
+    """Changes the first completion of every tree; the others must stay as they are."""
+    changed = [
+        PromptTree(tree.prompt_ids, (Completion(token_ids(tree.completions[0].ids[::-1])), *tree.completions[1:])) for tree in forest
+    ]
+    policy = Policy(model, path)
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        before, after = (policy(pack(trees, sharing=path.sharing, device=model.device)).sum() for trees in (forest, changed))
+    others = torch.tensor([index > 0 for tree in forest for index in range(len(tree.completions))], device=before.device)
+    return _relative(after[others], before[others])
+
+
+def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> HeadShape | None:
+    """The head's shape, where running it apart gives the model's own log-probabilities; else None."""
+    if decoder_of(model) is None or plain_head_of(model) is None:
+        return None
+    shape = _named_head_shape(model.config)
+    batch = pack(forest, sharing="plain", device=model.device)
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        own = Policy(model, EnginePath("plain", None))(batch).values_N
+        try:
+            chunked = Policy(model, EnginePath("plain", shape))(batch).values_N
+        except (TypeError, AttributeError, ValueError, RuntimeError):  # a decoder that wants other inputs, or returns something else
+            return None
+    return shape if _relative(chunked, own) <= floor else None
+
+
+def _named_head_shape(config: PretrainedConfig) -> HeadShape:
+    """Scale and cap by the names under which configs hold them; whether they mean what we think is proved, not trusted."""
+    text = config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0
+    divisor = getattr(text, "logits_scaling", None) or 1.0
+    return HeadShape(scale=float(scale) / float(divisor), soft_cap=getattr(text, "final_logit_softcapping", None))
+
+
+def _forest(config: PretrainedConfig, max_length: int) -> list[PromptTree]:
+    """Random trees: short ones of two and three branches, one without a shared prompt, and one across each window or chunk."""
+    text = config.get_text_config()
+    generator = np.random.default_rng(20230529)  # the DPO paper's date; any number does
+
+    def draw(length: int) -> TokenIds:
+        return token_ids(generator.integers(0, text.vocab_size, length))
+
+    def tree(prompt: int, *completions: int) -> PromptTree:
+        return PromptTree(draw(prompt), tuple(Completion(draw(length)) for length in completions))
+
+    forest = [tree(11, 5, 8), tree(4, 3, 7, 2), tree(1, 6)]
+    for span in sorted(spans_named(config)):
+        if span < max_length:
+            # The edge falls inside the prompt for one branch's tokens, and inside the branch for the other's.
+            forest += [tree(span - span // 4, span // 4 + 5, 4), tree(span + 3, 3, 6)]
+    return forest
+
+
+def spans_named(config: PretrainedConfig) -> set[int]:
+    """Window, chunk and kernel lengths that a config names: what a token sees may change beyond them."""
+    return {
+        value
+        for name, value in config.get_text_config().to_dict().items()
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and any(word in name for word in ("window", "chunk"))
+        if "max_window_layers" not in name
+    }
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and no gradients of parameters: the proof needs those of the embeddings only."""
+    was_training = model.training
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+
+
+def _difference(run: _Run, base: _Run) -> Difference:
+    return Difference(_relative(run.logps_N, base.logps_N), _relative(run.gradients_TD, base.gradients_TD))
+
+
+def _relative(values: Tensor, base: Tensor) -> float:
+    values, base = values.double(), base.double()
+    return float((values - base).norm() / base.norm().clamp(min=1e-30))
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return text or type(error).__name__
+

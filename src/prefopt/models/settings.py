@@ -1,0 +1,32 @@
+"""What users say about the model."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from prefopt.config import REQUIRED, Setting, Settings
+
+
+class ModelSettings(Settings):
+    """The model that is trained, and how much of it."""
+
+    model: str = Setting(REQUIRED, help="Folder or hub name of the model that training starts from.")
+    adapter: str | None = Setting(None, help="Folder or hub name of a LoRA adapter to go on from; as it is at the start it is also the reference.")
+    reference: str | None = Setting(None, help="Folder or hub name of another reference model; the default is the model as it is at the start.")
+    lora_rank: int = Setting(0, ge=0, help="Rank of a new LoRA adapter; 0 trains all weights.")
+    lora_alpha: float | None = Setting(None, gt=0, help="Scale of the adapter; the default is twice the rank.")
+    target_modules: list[str] = Setting([], help="Modules that get an adapter, by name; the default is every linear layer but the head.")
+    modules_to_save: list[str] = Setting([], help="Modules trained in full beside the adapter, for example the embeddings after adding tokens.")
+    precision: Literal["auto", "bf16", "float32"] = Setting("auto", help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are always kept in float32.")
+    gradient_checkpointing: bool = Setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.")
+    sharing: Literal["auto", "flat", "plain"] = Setting("auto", help="How completions share their prompt; `auto` takes the fastest way that proves equal on this model.")
+    trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
+
+    @model_validator(mode="after")
+    def _adapter_settings_need_an_adapter(self) -> "ModelSettings":
+        if self.adapter is not None and self.lora_rank:
+            raise ValueError("adapter goes on from an existing adapter and lora_rank makes a new one: give one of the two")
+        given = [name for name in ("lora_alpha", "target_modules", "modules_to_save") if getattr(self, name)]
+        if given and not self.lora_rank:
+            raise ValueError(f"{', '.join(given)} shape a new adapter: give lora_rank too (for example 16)")
+        return self
