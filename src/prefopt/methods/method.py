@@ -19,16 +19,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from prefopt.config import Settings
+from prefopt.config import Setting, Settings
 from prefopt.trees import PromptTree
+
+__all__ = [
+    "CountOfTree",
+    "DefaultRates",
+    "LossOutput",
+    "Method",
+    "MethodSettings",
+    "Needs",
+    "Setting",
+    "State",
+    "Term",
+    "one_per_example",
+    "scored_tokens",
+]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from prefopt.engine.batch import TreeBatch
-    from prefopt.engine.logps import CompletionLogps, TokenLogps
+    from prefopt.engine.logps import ReferenceLogps, TokenLogps
 
 Completions = Literal["demonstration", "pair"]
 """Shapes of data: one completion per prompt, or a chosen and a rejected one."""
@@ -108,13 +122,25 @@ class LossOutput:
 
 
 class Method(ABC):
-    """Base of all methods. A method holds its settings and nothing else; state goes in and out."""
+    """Base of all methods. A method holds its settings and nothing else; state goes in and out.
+
+    Attributes:
+        name: on the command line.
+        settings_class: the settings that belong to it; no other method sees them.
+        needs: which data, and what from the engine.
+        units: what its loss terms are divided by, each counted per tree.
+        rates: the learning rates that are used when none is given.
+        settings: its own settings.
+    """
 
     name: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]]
     needs: Needs
     units: Mapping[str, CountOfTree]
     rates: ClassVar[DefaultRates]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """The trees as the loss reads them; the draw depends on the seed alone."""
@@ -128,7 +154,7 @@ class Method(ABC):
         """The state after a step whose `LossOutput.state_sums` added up to `sums` over all processes."""
         return state
 
-    def statistics(self, policy: TokenLogps, reference: CompletionLogps | None, batch: TreeBatch) -> Mapping[str, Tensor] | None:
+    def statistics(self, policy: TokenLogps, reference: ReferenceLogps | None, batch: TreeBatch) -> Mapping[str, Tensor] | None:
         """Sums over a micro-batch, added over the whole optimizer batch in a pass without gradients before the step.
 
         None means that the method's examples do not couple, and spares the pass.
@@ -142,7 +168,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(
-        self, policy: TokenLogps, reference: CompletionLogps | None, batch: TreeBatch, *, statistics: Mapping[str, float], state: State
+        self, policy: TokenLogps, reference: ReferenceLogps | None, batch: TreeBatch, *, statistics: Mapping[str, float], state: State
     ) -> LossOutput:
         """The loss of a micro-batch.
 

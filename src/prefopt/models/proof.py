@@ -275,8 +275,9 @@ def spans_named(config: PretrainedConfig) -> set[int]:
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients of parameters: the proof needs those of the embeddings only."""
+    """Evaluation mode and no gradients of parameters: the proof needs those of the embeddings only. Afterwards all is as before."""
     was_training = model.training
+    attention = model.config._attn_implementation
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     for parameter in wanted:
@@ -287,6 +288,7 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
         for parameter in wanted:
             parameter.requires_grad_(True)
         model.train(was_training)
+        set_attention(model, attention)
 
 
 def _difference(run: _Run, base: _Run) -> Difference:

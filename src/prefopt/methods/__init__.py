@@ -1,0 +1,1 @@
+"""One file per method: paper, settings, pure loss. `table` lists them."""

@@ -1,0 +1,193 @@
+"""A model folder or hub name -> model, tokenizer and adapter, ready to train.
+
+Weights are read from safetensors only, and no code that comes with a model runs unless asked for by name.
+"""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.errors import ModelError
+from prefopt.models.policy import no_dropout, transformers_logging_at
+from prefopt.models.settings import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Arithmetic of a run.
+
+    Attributes:
+        autocast: dtype of matrix products; None: float32 throughout.
+        weights: dtype in which frozen weights are held. Trained ones are always float32: at a learning rate of 5e-7 an
+            update is smaller than the gap between two bf16 numbers, and would be lost.
+    """
+
+    autocast: torch.dtype | None
+    weights: torch.dtype
+
+    def __str__(self) -> str:
+        return "float32" if self.autocast is None else "bf16, trained weights in float32"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a run trains.
+
+    Attributes:
+        model: the causal LM; adapter layers are put into it.
+        tokenizer: its tokenizer.
+        adapter: the peft wrapper of the same model; None: all weights are trained.
+        adapter_is_new: the adapter starts as the identity, so that switching it off gives the model before training.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: PeftModel | None
+    adapter_is_new: bool
+
+
+def choose_precision(wanted: str, device: torch.device, *, adapter: bool) -> Precision:
+    """bf16 where the hardware has bf16 matrix units, or as asked."""
+    if wanted == "auto":
+        wanted = "bf16" if _has_bf16(device) else "float32"
+    if wanted == "float32":
+        return Precision(None, torch.float32)
+    return Precision(torch.bfloat16, torch.bfloat16 if adapter else torch.float32)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be found or read.
+    """
+    source, adapter = locate(settings.model)
+    if settings.trust_remote_code:
+        warnings.warn(f"trust_remote_code is on: Python code from {source} runs on this machine", stacklevel=2)
+    for place in filter(None, (adapter, source)):  # an adapter's own tokenizer has the tokens that were added for it
+        try:
+            with transformers_logging_at("ERROR"):
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=settings.trust_remote_code)
+            return tokenizer
+        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+            problem = error
+    raise ModelError(f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json.")
+
+
+def load_model(settings: ModelSettings, *, precision: Precision, device: torch.device, seed: int) -> LoadedModel:
+    """The model, with a new or an existing adapter where asked for, in training mode, without dropout.
+
+    Raises:
+        ModelError: something cannot be found, read or put together; says what, and what to do.
+    """
+    source, adapter_folder = locate(settings.model)
+    adapter_folder = settings.adapter or adapter_folder
+    if adapter_folder and settings.lora_rank:
+        raise ModelError(f"{settings.model} is an adapter already: leave lora_rank out to go on from it, or give its base model")
+    tokenizer = load_tokenizer(settings)
+    model = read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code).to(device)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model's embeddings {model.get_input_embeddings().weight.shape[0]}: "
+            "they do not belong together. Resize the embeddings and save the model before training."
+        )
+    adapter: PeftModel | None = None
+    if adapter_folder:
+        adapter = _existing_adapter(model, adapter_folder)
+    elif settings.lora_rank:
+        adapter = _new_adapter(model, settings, seed)
+    no_dropout(model)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return LoadedModel(model, tokenizer, adapter, adapter_is_new=adapter is not None and not adapter_folder)
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """Where the weights are, and where the adapter is, if the name is that of an adapter or of a run.
+
+    Raises:
+        ModelError: a path that does not exist, or a folder that holds no model.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "model").is_dir():
+            path = path / "model"  # the folder of a run
+        if (path / "config.json").is_file():
+            return str(path), None
+        if (path / "adapter_config.json").is_file():
+            base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if not base:
+                raise ModelError(f"{path} is an adapter and does not name its base model. Give the base as model and this folder as adapter.")
+            return locate(base)[0], str(path)
+        raise ModelError(f"{path} holds no model: there is no config.json in it. Give the folder that the model was saved to.")
+    if path.exists():
+        raise ModelError(f"{path} is a file. Give the folder that holds the model's config.json and *.safetensors.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no folder {name}. Give the folder of a model, or a hub name such as org/model.")
+    return name, None
+
+
+def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal LM from a folder or the hub, safetensors only.
+
+    Raises:
+        ModelError: it cannot be found or read, or weights are missing from it.
+    """
+    try:
+        with transformers_logging_at("ERROR"):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+    except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
+        raise ModelError(f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors.") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...), which would start at random. "
+            "The folder is damaged or belongs to another architecture."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PeftModel:
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,  # type: ignore[arg-type]  # peft scales by floats too
+        target_modules=settings.target_modules or "all-linear",
+        modules_to_save=settings.modules_to_save or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
+        except ValueError as error:
+            names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+            raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
+
+
+def _existing_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
+    place = locate(folder)[1] if Path(folder).is_dir() else folder
+    if place is None:
+        raise ModelError(f"{folder} holds a whole model, not an adapter. Give it as model, without adapter.")
+    try:
+        return PeftModel.from_pretrained(model, place, is_trainable=True)
+    except Exception as error:  # as in read_model
+        raise ModelError(f"cannot put the adapter {folder} into the model: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text[:297] + "...") if len(text) > 300 else text or type(error).__name__

@@ -1,0 +1,182 @@
+"""The reference policy, behind one face: what the log-probabilities were before training.
+
+    FrozenCopy       a second model in memory
+    AdapterOff       the policy with its new adapter switched off: the model before training, at no memory
+    FrozenAdapter    the policy with a frozen copy of the adapter that it started from. After LoRA SFT the base alone is
+                     not the model that was fine-tuned, so switching the adapter off would be another reference
+    CachedReference  values computed before training, or by an earlier run
+    DataReference    sums that came with the data
+
+Shapes: C completions, B trees, N scored tokens.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+
+from prefopt.engine.batch import TreeBatch
+from prefopt.engine.logps import CompletionLogps, ReferenceLogps, TokenLogps
+from prefopt.errors import DataError
+from prefopt.models.policy import Policy
+from prefopt.models.reference_cache import key_of
+from prefopt.trees import PromptTree
+
+START_ADAPTER = "prefopt_start"
+"""Name of the frozen copy of the adapter that training began with. It is never saved."""
+
+
+class Reference(Protocol):
+    """Gives the reference's log-probabilities of a batch, without gradients."""
+
+    def logps(self, batch: TreeBatch) -> ReferenceLogps:
+        """The reference's log-probabilities of the batch's scored tokens."""
+
+
+class FrozenCopy:
+    """A second model in memory: a copy of the policy as it is now, or any other model.
+
+    Args:
+        policy: run as it is; give `Policy(copy.deepcopy(model), path)` for a copy.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, policy: Policy) -> "FrozenCopy":
+        """A copy of the policy as it is at this moment, whatever was done to it in memory."""
+        return cls(copy.deepcopy(policy))
+
+    @torch.no_grad()
+    def logps(self, batch: TreeBatch) -> TokenLogps:
+        """The copy's log-probabilities."""
+        return self.policy(batch)
+
+
+class AdapterOff:
+    """The policy without its adapter."""
+
+    def __init__(self, policy: Policy, adapter: PeftModel) -> None:
+        self.policy, self.adapter = policy, adapter
+
+    @torch.no_grad()
+    def logps(self, batch: TreeBatch) -> TokenLogps:
+        """The base model's log-probabilities."""
+        with self.adapter.disable_adapter():
+            return self.policy(batch)
+
+
+class FrozenAdapter:
+    """The policy with the adapter that it started from."""
+
+    def __init__(self, policy: Policy, adapter: PeftModel) -> None:
+        self.policy, self.adapter = policy, adapter
+        self.active = adapter.active_adapter
+        adapter.add_adapter(START_ADAPTER, copy.deepcopy(adapter.peft_config[self.active]))
+        source = dict(adapter.named_parameters())
+        with torch.no_grad():
+            for name, parameter in source.items():
+                if f".{START_ADAPTER}." in name:
+                    parameter.copy_(source[name.replace(f".{START_ADAPTER}.", f".{self.active}.")])
+        self._activate(self.active)
+
+    @torch.no_grad()
+    def logps(self, batch: TreeBatch) -> TokenLogps:
+        """The log-probabilities at the start of training."""
+        with self._at_start():
+            return self.policy(batch)
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        self._activate(START_ADAPTER)
+        try:
+            yield
+        finally:
+            self._activate(self.active)
+
+    def _activate(self, name: str) -> None:
+        self.adapter.set_adapter(name)
+        for parameter_name, parameter in self.adapter.named_parameters():
+            if f".{START_ADAPTER}." in parameter_name:
+                parameter.requires_grad_(False)
+            elif f".{self.active}." in parameter_name:
+                parameter.requires_grad_(True)
+
+
+class CachedReference:
+    """Values per token that were computed before.
+
+    Args:
+        values: by `key_of`, float32 [tokens scored].
+    """
+
+    def __init__(self, values: Mapping[bytes, npt.NDArray[np.float32]]) -> None:
+        self.values = values
+
+    def logps(self, batch: TreeBatch) -> TokenLogps:
+        """The values of the batch's completions and scored prompts.
+
+        Raises:
+            DataError: a completion was never computed.
+        """
+        parts = [self._value(key) for tree in batch.trees for key in completion_keys(tree)]
+        parts += [self._value(key) for tree in batch.trees if (key := prompt_key(tree)) is not None]
+        values_N = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device, non_blocking=True)
+        return TokenLogps(values_N, batch.lengths_C, batch.prompt_lengths_B, batch.num_completion_tokens)
+
+    def _value(self, key: bytes) -> npt.NDArray[np.float32]:
+        try:
+            return self.values[key]
+        except KeyError:
+            raise DataError("the reference was not computed for an example of this batch: the data changed while the run was going on") from None
+
+
+class DataReference:
+    """Sums that came with the data, one per completion."""
+
+    def logps(self, batch: TreeBatch) -> CompletionLogps:
+        """The data's sums."""
+        sums = [completion.reference_logp for completion in batch.completions]
+        return CompletionLogps(torch.tensor(sums, dtype=torch.float32, device=batch.input_ids.device), batch.lengths_C)
+
+
+def data_has_reference(trees: Sequence[PromptTree]) -> bool:
+    """Whether every completion brings its reference's sum.
+
+    Raises:
+        DataError: some do and some do not.
+    """
+    given = [completion.reference_logp is not None for tree in trees for completion in tree.completions]
+    if any(given) and not all(given):
+        raise DataError(
+            f"{sum(given)} of {len(given)} completions bring a reference log-probability. Give it for all of them, or for none "
+            "(columns reference_chosen_logp and reference_rejected_logp)."
+        )
+    return bool(given) and given[0]
+
+
+def completion_keys(tree: PromptTree) -> list[bytes]:
+    """Keys of a tree's completions, in order."""
+    return [key_of(tree.prompt_ids, completion.ids, completion.scored) for completion in tree.completions]
+
+
+def prompt_key(tree: PromptTree) -> bytes | None:
+    """Key of a prompt's own scored tokens; None where none is scored."""
+    return None if tree.prompt_scored is None or not tree.prompt_scored.any() else key_of(tree.prompt_ids, tree.prompt_ids[:0], tree.prompt_scored)
+
+
+def split_by_key(batch: TreeBatch, logps: TokenLogps) -> dict[bytes, npt.NDArray[np.float32]]:
+    """A batch's values as the cache holds them."""
+    values = logps.values_N.detach().float().cpu().numpy()
+    lengths = [*logps.lengths_C.tolist(), *(length for length in logps.prompt_lengths_B.tolist() if length)]
+    keys = [key for tree in batch.trees for key in completion_keys(tree)]
+    keys += [key for tree in batch.trees if (key := prompt_key(tree)) is not None]
+    edges = np.cumsum([0, *lengths])
+    return {key: values[edges[index] : edges[index + 1]].copy() for index, key in enumerate(keys)}
+

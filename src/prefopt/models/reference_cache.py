@@ -1,0 +1,150 @@
+"""Reference log-probabilities on disk, shared by runs.
+
+One SQLite file per context (weights, dtype, attention path, engine version): SQLite lets several processes read and
+write at once, and survives being killed. One row per completion: its key is a digest of the prompt's and the
+completion's token ids and mask, its value float32 log-probabilities per token. So the values serve the next run, the
+next epoch and every β of a sweep, in any order. Each value carries a checksum; a damaged one is computed again.
+"""
+
+import json
+import sqlite3
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from torch import nn
+
+from prefopt.trees import TokenIds, TokenMask
+
+ENGINE_VERSION = 1
+"""Raised whenever the engine's numbers change beyond float32 noise."""
+
+Values = Mapping[bytes, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheContext:
+    """Everything but the tokens that reference values depend on.
+
+    Attributes:
+        weights: digest of weights and adapter.
+        compute: dtype of the forward pass, and of the weights where it differs.
+        quantisation: how the weights are compressed; empty: not at all.
+        path: how prompts are shared and how the head runs.
+        device: kind of device.
+    """
+
+    weights: str
+    compute: str
+    quantisation: str
+    path: str
+    device: str
+    engine: int = ENGINE_VERSION
+
+    def digest(self) -> str:
+        """Name of the file that holds the values."""
+        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of all parameters and buffers as they are in memory, whatever file they came from."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def key_of(prompt_ids: TokenIds, completion_ids: TokenIds, scored: TokenMask | None) -> bytes:
+    """Key of a completion after its prompt."""
+    digest = blake2b(digest_size=16)
+    digest.update(len(prompt_ids).to_bytes(8, "little"))
+    digest.update(prompt_ids.tobytes())
+    digest.update(completion_ids.tobytes())
+    digest.update(b"" if scored is None else b"mask" + scored.tobytes())
+    return digest.digest()
+
+
+class ReferenceCache:
+    """The values of one context.
+
+    Args:
+        folder: the cache's folder; made when missing.
+        context: what the values depend on.
+
+    A folder that cannot be written to, or a file that is damaged beyond reading, costs a warning and the time to
+    compute the values, never a run.
+    """
+
+    def __init__(self, folder: Path, context: CacheContext) -> None:
+        self.path = folder / f"{context.digest()}.sqlite"
+        self.usable = self._create(context)
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, npt.NDArray[np.float32]]:
+        """The values that are there and whole."""
+        found: dict[bytes, npt.NDArray[np.float32]] = {}
+        wanted = list(dict.fromkeys(keys))
+        if not self.usable:
+            return found
+        try:
+            with closing(self._connect()) as connection:
+                for start in range(0, len(wanted), 500):
+                    part = wanted[start : start + 500]
+                    rows = connection.execute(f"SELECT key, value, checksum FROM logps WHERE key IN ({','.join('?' * len(part))})", part)
+                    found.update((key, np.frombuffer(value, np.float32)) for key, value, checksum in rows if _checksum(value) == checksum)
+        except sqlite3.Error as error:
+            self._give_up(error)
+        return found
+
+    def put(self, values: Values) -> None:
+        """Keep the values; those of other processes stay."""
+        if not self.usable or not values:
+            return
+        rows = [(key, value.tobytes(), _checksum(value.tobytes())) for key, value in values.items()]
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _create(self, context: CacheContext) -> bool:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._create_tables(context)
+        except sqlite3.OperationalError as error:  # locked for a minute, read-only or full
+            self._give_up(error)
+            return False
+        except sqlite3.DatabaseError as error:  # not a database any more
+            damaged = self.path.with_suffix(".damaged")
+            self.path.replace(damaged)
+            warnings.warn(f"the reference cache {self.path} was damaged ({error}) and is made anew; the old file is {damaged}", stacklevel=3)
+            self._create_tables(context)
+        except OSError as error:
+            self._give_up(error)
+            return False
+        return True
+
+    def _create_tables(self, context: CacheContext) -> None:
+        with closing(self._connect()) as connection, connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID")
+            connection.execute("CREATE TABLE IF NOT EXISTS context (json TEXT PRIMARY KEY)")
+            connection.execute("INSERT OR IGNORE INTO context VALUES (?)", (json.dumps(asdict(context)),))
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def _give_up(self, error: Exception) -> None:
+        self.usable = False
+        warnings.warn(f"the reference cache {self.path} cannot be used ({error}); the run goes on without it", stacklevel=4)
+
+
+def _checksum(value: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(value) - 2**63  # SQLite's integers are signed

@@ -1,0 +1,1 @@
+"""The loop around a method: data order, optimizer steps, evaluation, checkpoints, metrics."""

@@ -1,0 +1,45 @@
+"""The settings of a method's run: what every run has, and what the method adds.
+
+The command line, YAML files, `prefopt.train` and the settings page all read the class that is put together here.
+"""
+
+from functools import cache
+
+from pydantic import create_model
+
+from prefopt.config import nearest
+from prefopt.errors import ConfigError
+from prefopt.methods.method import Method, MethodSettings
+from prefopt.methods.table import METHODS
+from prefopt.training.settings import RunSettings
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest, and all.
+    """
+    for row in METHODS:
+        if row.name == name:
+            return row.load()
+    names = [row.name for row in METHODS]
+    raise ConfigError(f"{name}: no such method{nearest(name, names)}. Methods: {', '.join(names)}.")
+
+
+@cache
+def settings_for(method: type[Method]) -> type[RunSettings]:
+    """The class of settings for runs of that method: a `RunSettings` with the method's own fields and checks.
+
+    Raises:
+        TypeError: the method has a setting whose name every run has already; one of the two would be silently ignored.
+    """
+    own = method.settings_class
+    if clash := sorted(own.model_fields.keys() & RunSettings.model_fields.keys()):
+        raise TypeError(f"{method.__name__} has settings that every run has: {', '.join(clash)}. Give them other names.")
+    return create_model(f"{method.__name__}RunSettings", __base__=(RunSettings, own), __doc__=f"Settings of a run of {method.name}.")
+
+
+def own_settings(method: type[Method], settings: RunSettings) -> MethodSettings:
+    """What belongs to the method among the settings of its run."""
+    return method.settings_class.model_validate({name: getattr(settings, name) for name in method.settings_class.model_fields})

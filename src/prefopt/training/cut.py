@@ -1,0 +1,98 @@
+"""How an optimizer step is cut into micro-batches, for all processes at once.
+
+Every process makes the same plan and takes its part. All get the same number of micro-batches (FSDP2 hangs on unequal
+numbers); where there is nothing left to do, a micro-batch repeats an example with weight zero.
+
+Flat rows are filled by size, largest first, into the emptiest row, which keeps rows even. Plain batches take examples
+of similar length, because the longest one sets the width of all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefopt.engine.batch import Sharing, cost
+from prefopt.errors import RunError
+from prefopt.trees import PromptTree
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The trees of one forward pass, in the order of the step; of weight zero where `counts` is false."""
+
+    trees: tuple[PromptTree, ...]
+    counts: bool = True
+
+
+def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_processes: int = 1) -> list[list[MicroBatch]]:
+    """The micro-batches of each process.
+
+    Args:
+        trees: the examples of the step.
+        max_tokens: positions that a forward pass may compute, padding included.
+        sharing: how they will be packed.
+        num_processes: how many take part.
+
+    Raises:
+        RunError: an example alone is larger than `max_tokens`.
+    """
+    check_fits(trees, max_tokens=max_tokens, sharing=sharing)
+    groups = _fill_rows(trees, max_tokens, num_processes) if sharing == "flat" else _similar_lengths(trees, max_tokens)
+    groups.sort(key=lambda group: -sum(cost(trees[index], sharing) for index in group))
+    plan: list[list[MicroBatch]] = [[] for _ in range(num_processes)]
+    for place, group in enumerate(groups):
+        turn, process = divmod(place, num_processes)
+        process = process if turn % 2 == 0 else num_processes - 1 - process  # there and back, so that no process gets the largest each time
+        plan[process].append(MicroBatch(tuple(trees[index] for index in sorted(group))))
+    most = max(len(part) for part in plan)
+    spare = MicroBatch((min(trees, key=lambda tree: cost(tree, sharing)).with_weight(0.0),), counts=False)
+    return [part + [spare] * (most - len(part)) for part in plan]
+
+
+def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing) -> None:
+    """Every example must fit into a micro-batch.
+
+    Raises:
+        RunError: names the first one that does not, and the setting to change.
+    """
+    for tree in trees:
+        needed = _alone(tree, sharing)
+        if needed > max_tokens:
+            raise RunError(
+                f"example {tree.row_id} takes {needed} tokens, and a micro-batch may hold max_tokens = {max_tokens}. "
+                f"Raise max_tokens to {needed} or more, or lower max_length."
+            )
+
+
+def _alone(tree: PromptTree, sharing: Sharing) -> int:
+    return tree.num_tokens if sharing == "flat" else len(tree.completions) * tree.longest
+
+
+def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int) -> list[list[int]]:
+    sizes = [tree.num_tokens for tree in trees]
+    largest_first = sorted(range(len(trees)), key=lambda index: (-sizes[index], index))
+    num_rows = max(1, -(-sum(sizes) // max_tokens))
+    while True:
+        num_rows = min(-(-num_rows // num_processes) * num_processes, len(trees))
+        rows: list[list[int]] = [[] for _ in range(num_rows)]
+        loads = [0] * num_rows
+        for index in largest_first:
+            emptiest = min(range(num_rows), key=loads.__getitem__)
+            rows[emptiest].append(index)
+            loads[emptiest] += sizes[index]
+        if max(loads) <= max_tokens:
+            return rows
+        num_rows += 1
+
+
+def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    num_rows = 0
+    width = 0
+    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].longest, index)):
+        branches = len(trees[index].completions)
+        if not groups or (num_rows + branches) * width > max_tokens:
+            groups.append([])
+            num_rows, width = 0, trees[index].longest
+        groups[-1].append(index)
+        num_rows += branches
+    return groups

@@ -1,0 +1,50 @@
+"""AdamW and the course of its learning rate, which is a function of the step alone."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Learning rate by step: a linear rise from 0, then a cosine or a line to 0, or the peak to the end."""
+
+    peak: float
+    num_steps: int
+    warmup_ratio: float
+    shape: str
+
+    def at(self, step: int) -> float:
+        """Learning rate of a step; steps count from 0."""
+        warmup = math.ceil(self.warmup_ratio * self.num_steps)
+        if step < warmup:
+            return self.peak * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.num_steps - warmup)
+        if self.shape == "cosine":
+            return self.peak * 0.5 * (1 + math.cos(math.pi * done))
+        return self.peak * (1 - done) if self.shape == "linear" else self.peak
+
+
+def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> AdamW:
+    """AdamW with fused updates. Matrices decay; biases and norms, which have one dimension, do not."""
+    trained = list(parameters)
+    groups = [
+        {"params": [parameter for _, parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for _, parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def set_learning_rate(optimizer: AdamW, rate: float) -> None:
+    """The rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(module: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scale gradients down to the norm; returns what it was, on the device."""
+    return nn.utils.clip_grad_norm_([parameter for parameter in module.parameters() if parameter.grad is not None], max_norm)
