@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor
 
 from prefopt.trees import TokenIds, TokenMask
 
@@ -53,12 +53,12 @@ class CacheContext:
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Digest of all parameters and buffers as they are in memory, whatever file they came from."""
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of parameters and buffers as they are in memory, whatever file they came from."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,42 @@
+"""A trained model as a folder that transformers, or peft, loads."""
+
+import os
+import shutil
+from pathlib import Path
+
+from prefopt.errors import RunError
+from prefopt.models.load import LoadedModel
+
+
+def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None = None) -> None:
+    """Write model or adapter and tokenizer; the folder appears whole or not at all.
+
+    Weights are written in float32, as they were trained: in bf16 the small updates of a preference method would be lost.
+
+    Args:
+        loaded: the model, its tokenizer and its adapter.
+        folder: where to; what it held is replaced.
+        chat_template: the template that the data was rendered with, where the tokenizer should carry it.
+
+    Raises:
+        RunError: the folder cannot be written; what it held is as it was.
+    """
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        if loaded.adapter is not None:
+            loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter])
+        else:
+            loaded.model.save_pretrained(draft)
+        own_template = loaded.tokenizer.chat_template
+        try:
+            loaded.tokenizer.chat_template = chat_template or own_template
+            loaded.tokenizer.save_pretrained(draft)
+        finally:
+            loaded.tokenizer.chat_template = own_template
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise RunError(f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights.") from None

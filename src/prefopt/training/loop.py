@@ -1,0 +1,230 @@
+"""The training loop, from top to bottom.
+
+A step: take `batch_size` examples, cut them into micro-batches, add up gradients, read the numbers once, stop if they
+are not finite, step. What the examples are, what the loss is and how the model runs is decided elsewhere.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.logps import ReferenceLogps, TokenLogps
+from prefopt.errors import RunError
+from prefopt.methods.method import Method, State
+from prefopt.models.policy import Policy
+from prefopt.models.reference import Reference
+from prefopt.training.cut import MicroBatch, cut
+from prefopt.training.narrator import Ticker
+from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
+from prefopt.training.order import DataOrder
+from prefopt.training.processes import Processes
+from prefopt.training.step import StepResult, Sums, unit_totals, weighted_loss
+from prefopt.trees import PromptTree
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Everything that a step touches.
+
+    Attributes:
+        policy: the model that is trained.
+        wrapped: the same, as processes share it (DDP); the policy itself on one process.
+        method: gives the loss.
+        reference: None for methods without.
+        optimizer, schedule, max_grad_norm: how the weights move.
+        max_tokens: positions of a micro-batch.
+        autocast: dtype of matrix products, or None.
+        processes: those of the run.
+    """
+
+    policy: Policy
+    wrapped: nn.Module
+    method: Method
+    reference: Reference | None
+    optimizer: AdamW
+    schedule: Schedule
+    max_grad_norm: float
+    max_tokens: int
+    autocast: torch.dtype | None
+    processes: Processes
+
+    def step(self, trees: Sequence[PromptTree], step: int, state: State) -> tuple[StepResult, float]:
+        """One optimizer step on the examples.
+
+        Returns:
+            the loss and the metrics before the step, and the gradient's norm before clipping.
+
+        Raises:
+            RunError: loss or gradient is not finite; the weights are as they were.
+        """
+        totals = unit_totals(self.method, trees)
+        mine = self._my_part(trees)
+        statistics = self._statistics(mine)
+        sums = Sums()
+        self.optimizer.zero_grad(set_to_none=True)
+        for place, micro_batch in enumerate(mine):
+            batch = self._pack(micro_batch)
+            with self._synchronised(is_last=place == len(mine) - 1):
+                logps, reference = self._forward(self.wrapped, batch)
+                output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
+                loss = weighted_loss(output, batch, totals)
+                # Processes average their gradients; the loss is a sum over all of them.
+                (loss * self.processes.count).backward()
+            sums.add(output, batch, loss)
+        norm = clip_gradients(self.policy, self.max_grad_norm)
+        *numbers, grad_norm = torch.cat([self.processes.add_up(sums.stacked()), norm.double()[None]]).tolist()  # the step's one host read
+        result = StepResult.of(sums.named(numbers))
+        _stop_unless_finite(result.loss, grad_norm, step, trees)
+        set_learning_rate(self.optimizer, self.schedule.at(step))
+        self.optimizer.step()
+        return result, grad_norm
+
+    def evaluate(self, trees: Sequence[PromptTree], state: State) -> dict[str, float]:
+        """Loss and metrics on held-out examples, as one batch, without gradients."""
+        totals = unit_totals(self.method, trees)
+        mine = self._my_part(trees)
+        statistics = self._statistics(mine)
+        sums = Sums()
+        with torch.no_grad():
+            for micro_batch in mine:
+                batch = self._pack(micro_batch)
+                logps, reference = self._forward(self.policy, batch)
+                output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
+                sums.add(output, batch, weighted_loss(output, batch, totals))
+        result = StepResult.of(sums.named(self.processes.add_up(sums.stacked()).tolist()))
+        return {"loss": result.loss, **result.metrics}
+
+    def _my_part(self, trees: Sequence[PromptTree]) -> list[MicroBatch]:
+        plan = cut(trees, max_tokens=self.max_tokens, sharing=self.policy.path.sharing, num_processes=self.processes.count)
+        return plan[self.processes.rank]
+
+    def _pack(self, micro_batch: MicroBatch) -> TreeBatch:
+        return pack(micro_batch.trees, sharing=self.policy.path.sharing, device=self.processes.device)
+
+    def _forward(self, policy: Callable[..., TokenLogps], batch: TreeBatch) -> tuple[TokenLogps, ReferenceLogps | None]:
+        extras = bool(self.method.needs.outputs & {"entropy", "log_sum_squares"})
+        with torch.autocast(batch.input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            reference = None if self.reference is None else self.reference.logps(batch)
+            return policy(batch, extras=extras), reference
+
+    def _statistics(self, mine: Sequence[MicroBatch]) -> dict[str, float]:
+        """The sums that couple the examples of the batch, where the method takes any."""
+        if not self.method.couples_examples:
+            return {}
+        sums = Sums()
+        with torch.no_grad():
+            for micro_batch in mine:
+                batch = self._pack(micro_batch)
+                sums.add_named(self.method.statistics(*self._forward(self.policy, batch), batch) or {})
+        return sums.named(self.processes.add_up(sums.stacked()).tolist())
+
+    def _synchronised(self, *, is_last: bool) -> "nullcontext[None]":
+        """DDP exchanges gradients in the last micro-batch only."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
+            return self.wrapped.no_sync()  # type: ignore[no-any-return]
+        return nullcontext()
+
+
+@dataclass(slots=True)
+class Course:
+    """Where a run stands, and when it does what beside stepping.
+
+    Attributes:
+        order: which examples each step takes.
+        step: optimizer steps done.
+        state: what the method carries.
+        evaluate_every, save_every: in steps; None: never on the way.
+        evaluate: gives held-out figures, keyed `eval/...`; None: nothing is held out.
+        save: writes a checkpoint.
+        record: takes each step's row of metrics.
+        stopping: asked after each step; true ends the run early, after saving.
+    """
+
+    order: DataOrder
+    step: int
+    state: State
+    evaluate_every: int | None
+    save_every: int | None
+    evaluate: Callable[[State], Mapping[str, float]] | None
+    save: Callable[[int, State], None]
+    record: Callable[[Mapping[str, float]], None]
+    stopping: Callable[[], bool]
+    last_row: dict[str, float] = field(default_factory=dict)
+
+
+def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, ticker: Ticker) -> None:
+    """All steps of the run that are left.
+
+    Raises:
+        RunError: from a step, or from saving.
+    """
+    num_steps = course.order.num_steps
+    while course.step < num_steps:
+        started = time.perf_counter()
+        batch = [trees[index] for index in course.order.examples(course.step)]
+        result, grad_norm = trainer.step(batch, course.step, course.state)
+        course.state = trainer.method.next_state(course.state, result.state_sums)
+        seconds = time.perf_counter() - started
+        row: dict[str, float] = {
+            "step": course.step + 1,
+            "epoch": round(course.order.epoch_after(course.step), 4),
+            "loss": result.loss,
+            **result.metrics,
+            "grad_norm": grad_norm,
+            "learning_rate": trainer.schedule.at(course.step),
+            "tokens_per_second": sum(tree.num_tokens for tree in batch) / seconds,
+            "examples_per_second": len(batch) / seconds,
+            "seconds": seconds,
+            "memory_gb": peak_memory_gb(trainer.processes.device),
+        }
+        course.step += 1
+        is_last = course.step == num_steps
+        if course.evaluate is not None and (is_last or (course.evaluate_every and course.step % course.evaluate_every == 0)):
+            row |= course.evaluate(course.state)
+        course.last_row = row
+        course.record(row)
+        ticker.step(course.step, row)
+        stopping = course.stopping()
+        if is_last or stopping or (course.save_every and course.step % course.save_every == 0):
+            course.save(course.step, course.state)
+        if stopping:
+            return
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that was in use at once so far, in 10⁹ bytes: the allocator's on a GPU, the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _stop_unless_finite(loss: float, grad_norm: float, step: int, trees: Sequence[PromptTree]) -> None:
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    what = f"the loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"the gradient of step {step + 1} is {grad_norm}"
+    rows = ", ".join(tree.row_id for tree in trees[:8]) + (f" and {len(trees) - 8} more" if len(trees) > 8 else "")
+    raise RunError(
+        f"{what}; the weights were not changed. The step's examples: {rows}. A learning rate that is far too high is the usual cause; "
+        "so are float16 weights that overflow, and rows of extreme length."
+    )
+
+
+def ddp(policy: Policy, processes: Processes) -> nn.Module:
+    """The policy as the processes of the run share it."""
+    if processes.count == 1:
+        return policy
+    device_ids = [processes.device.index] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(policy, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+

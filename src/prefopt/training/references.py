@@ -1,0 +1,230 @@
+"""Which reference a run compares with, and its values before training.
+
+By default the reference is the policy as it is at the start. With the cache on it is run once over the data before the
+first step, and no second model is ever in memory; the values stay on disk for the next run.
+"""
+
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+import torch
+
+from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.logps import TokenLogps
+from prefopt.errors import RunError
+from prefopt.methods.method import Method
+from prefopt.models.load import LoadedModel, Precision, load_model
+from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.reference import (
+    AdapterOff,
+    CachedReference,
+    DataReference,
+    FrozenAdapter,
+    FrozenCopy,
+    Reference,
+    completion_keys,
+    data_has_reference,
+    prompt_key,
+    split_by_key,
+)
+from prefopt.models.reference_cache import CacheContext, ReferenceCache, weights_digest
+from prefopt.models.settings import ModelSettings
+from prefopt.training.cut import cut
+from prefopt.training.narrator import Narrator
+from prefopt.training.processes import Processes
+from prefopt.trees import PromptTree
+
+SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Mean difference per token, in nats, above which policy and reference are not the same function at the start. Two
+orders of a float32 sum differ by 1e-6, of bf16 products by up to 9e-3; a wrong template, adapter or dropout by 0.1 and more."""
+
+
+def start_reference(policy: Policy, loaded: LoadedModel, *, in_place: bool) -> Reference:
+    """The policy as it is now.
+
+    Args:
+        policy: before the first step.
+        loaded: its model and adapter.
+        in_place: it is read before training changes anything, so that no copy is needed.
+    """
+    if loaded.adapter is not None and loaded.adapter_is_new:
+        return AdapterOff(policy, loaded.adapter)
+    if in_place:
+        return InPlace(policy)
+    return FrozenAdapter(policy, loaded.adapter) if loaded.adapter is not None else FrozenCopy.of(policy)
+
+
+class InPlace:
+    """The policy itself, while nothing has changed it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def logps(self, batch: TreeBatch) -> TokenLogps:
+        """The policy's log-probabilities."""
+        return self.policy(batch)
+
+
+def other_reference(settings: ModelSettings, path: EnginePath, precision: Precision, processes: Processes) -> tuple[Reference, LoadedModel]:
+    """A model that the user names, run the way the policy is."""
+    assert settings.reference is not None
+    plain = settings.model_copy(update={"model": settings.reference, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
+    loaded = load_model(plain, precision=precision, device=processes.device, seed=0)
+    return FrozenCopy(Policy(loaded.model, path)), loaded
+
+
+def cache_context(loaded: LoadedModel, path: EnginePath, precision: Precision, processes: Processes) -> CacheContext:
+    """What the reference's values depend on, beside the tokens."""
+    model = loaded.model
+    if loaded.adapter is not None and loaded.adapter_is_new:
+        with_layers = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name and ".modules_to_save." not in name}
+        weights = weights_digest(with_layers)
+    else:
+        weights = weights_digest(model.state_dict())
+    quantisation = str(getattr(model.config, "quantization_config", "") or "")
+    return CacheContext(weights, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type)
+
+
+def precompute(
+    reference: Reference,
+    trees: Sequence[PromptTree],
+    cache: ReferenceCache,
+    *,
+    path: EnginePath,
+    max_tokens: int,
+    autocast: torch.dtype | None,
+    processes: Processes,
+    narrator: Narrator,
+) -> CachedReference:
+    """The reference's values of all trees, from the cache where it has them.
+
+    Processes share the work through the cache; one that cannot read the others' values computes them itself.
+    """
+    keyed = {key: tree for tree in trees for key in tree_keys(tree)}
+    values = cache.get(keyed)
+    narrator.say(f"reference: {len(values)} of {len(keyed)} values come from the cache {cache.path}" if values else "reference: computed before training, and kept")
+
+    def compute(missing: list[PromptTree], share: int, of: int) -> None:
+        if not missing:
+            return
+        mine = [batch for batch in cut(missing, max_tokens=max_tokens, sharing=path.sharing, num_processes=of)[share] if batch.counts]
+        with narrator.progress("reference", len(mine)) as ticker:
+            for done, micro_batch in enumerate(mine, 1):
+                batch = pack(micro_batch.trees, sharing=path.sharing, device=processes.device)
+                with torch.autocast(processes.device.type, dtype=autocast, enabled=autocast is not None):
+                    logps = reference.logps(batch)
+                assert isinstance(logps, TokenLogps)
+                fresh = split_by_key(batch, logps)
+                values.update(fresh)
+                cache.put(fresh)
+                ticker.step(done, {})
+
+    compute(lacking(trees, values), processes.rank, processes.count)
+    if processes.count > 1:
+        processes.wait()
+        values.update(cache.get(key for key in keyed if key not in values))
+        compute(lacking(trees, values), 0, 1)
+    return CachedReference(values)
+
+
+def lacking(trees: Sequence[PromptTree], values: Container[bytes]) -> list[PromptTree]:
+    """One tree for each set of values that is not there."""
+    found: dict[bytes, PromptTree] = {}
+    for tree in trees:
+        if missing := [key for key in tree_keys(tree) if key not in values]:
+            found.setdefault(missing[0], tree)
+    return list(found.values())
+
+
+def tree_keys(tree: PromptTree) -> list[bytes]:
+    """Keys of all values of a tree."""
+    key = prompt_key(tree)
+    return completion_keys(tree) + ([] if key is None else [key])
+
+
+def make_reference(
+    method: Method,
+    settings: ModelSettings,
+    policy: Policy,
+    loaded: LoadedModel,
+    trees: Sequence[PromptTree],
+    *,
+    cache_folder: Path | None,
+    max_tokens: int,
+    precision: Precision,
+    processes: Processes,
+    narrator: Narrator,
+) -> Reference | None:
+    """The reference of a run, ready for its first step.
+
+    Args:
+        method: whether it needs one.
+        settings: whether the user names another model.
+        policy, loaded: before training.
+        trees: all that will be asked for, held-out ones included.
+        cache_folder: where values are kept; None: no cache, a reference is run in every step.
+        max_tokens, precision, processes, narrator: of the run.
+
+    Raises:
+        DataError: some completions bring reference values and some do not.
+    """
+    if not method.needs.reference:
+        return None
+    if data_has_reference(trees):
+        narrator.say("reference: the sums that come with the data")
+        return DataReference()
+    if settings.reference is not None:
+        reference, reference_model = other_reference(settings, policy.path, precision, processes)
+    else:
+        reference, reference_model = start_reference(policy, loaded, in_place=cache_folder is not None), loaded
+    if cache_folder is None:
+        narrator.say(f"reference: {DESCRIPTIONS[type(reference)]}, run in every step")
+        return reference
+    context = cache_context(reference_model, policy.path, precision, processes)
+    return precompute(
+        reference,
+        trees,
+        ReferenceCache(cache_folder, context),
+        path=policy.path,
+        max_tokens=max_tokens,
+        autocast=precision.autocast,
+        processes=processes,
+        narrator=narrator,
+    )
+
+
+DESCRIPTIONS: dict[type, str] = {
+    AdapterOff: "the model without its new adapter",
+    FrozenAdapter: "the model with the adapter that it started from",
+    FrozenCopy: "a second model in memory",
+}
+
+
+@torch.no_grad()
+def check_start(policy: Policy, reference: Reference, trees: Sequence[PromptTree], *, max_tokens: int, precision: Precision, processes: Processes) -> float:
+    """At the start policy and reference are the same function, so every margin is 0 and DPO's loss log 2.
+
+    Looking at one micro-batch of the first step catches dropout, a wrong adapter, and mistakes of template and cache.
+
+    Returns:
+        the mean absolute difference per token, in nats.
+
+    Raises:
+        RunError: they differ by more than arithmetic noise; says what it can be.
+    """
+    first = cut(trees, max_tokens=max_tokens, sharing=policy.path.sharing)[0][0]
+    batch = pack(first.trees, sharing=policy.path.sharing, device=processes.device)
+    with torch.autocast(processes.device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
+        own, other = policy(batch), reference.logps(batch)
+    if isinstance(other, TokenLogps):
+        difference = float((own.values_N - other.values_N).abs().mean())
+    else:
+        difference = float((own.mean() - other.mean()).abs().mean())
+    if difference > SAME_FUNCTION[precision.autocast or torch.float32] and isinstance(other, TokenLogps):
+        raise RunError(
+            f"before the first step policy and reference differ by {difference:.2g} nats per token on {first.trees[0].row_id} and its neighbours, "
+            "and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in training mode, "
+            "or a model that was changed after its reference values were cached. Try --reference-cache off; if that helps, delete the cache folder."
+        )
+    return difference

@@ -1,0 +1,420 @@
+"""A run from its settings to its results: the walk through all rooms, once.
+
+    data -> model -> proof of the engine -> reference -> loop -> model folder and summary
+"""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+import prefopt
+from prefopt.config import check
+from prefopt.data.cache import cache_folder
+from prefopt.data.dataset import Dataset, load, split
+from prefopt.errors import ConfigError, RunError
+from prefopt.methods.method import Method, State
+from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model
+from prefopt.models.policy import Policy, trained_parameters
+from prefopt.models.proof import prove
+from prefopt.models.reference import Reference
+from prefopt.models.save import save_model
+from prefopt.training.assemble import method_named, own_settings, settings_for
+from prefopt.training.checkpoint import Checkpoints, Progress, restore
+from prefopt.training.cut import check_fits
+from prefopt.training.loop import Course, Trainer, ddp, peak_memory_gb, run_steps
+from prefopt.training.narrator import Narrator, Quiet, Terminal, clock
+from prefopt.training.optimizer import Schedule, make_optimizer
+from prefopt.training.order import DataOrder
+from prefopt.training.processes import Processes, join
+from prefopt.training.references import check_start, make_reference
+from prefopt.training.settings import RunSettings
+from prefopt.trees import PromptTree
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        folder: of the run.
+        model_dir: the trained model or adapter, with its tokenizer.
+        summary: what `summary.json` holds.
+    """
+
+    folder: Path
+    model_dir: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where the files of a run are."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, defaults included, as a YAML file that runs it again."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The final figures."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What `--resume` reads."""
+        return self.path / "checkpoints"
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make it ready for a run.
+
+        Raises:
+            RunError: it holds another run or other files, and neither resuming nor overwriting was asked for.
+        """
+        if resume and overwrite:
+            raise ConfigError("resume and overwrite exclude each other: the one goes on with the run in `out`, the other deletes it")
+        if resume:
+            if not self.checkpoints.is_dir():
+                raise RunError(f"there is nothing to resume in {self.path}: no checkpoint was saved. Start the run without --resume.")
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file. Give a folder as out.")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not overwrite:
+                raise RunError(f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it.")
+            if not self.config.is_file():
+                raise RunError(f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder.")
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the folder {self.path}: {error.strerror}. Give a folder that can be written as out.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """The examples of a run, as its method reads them."""
+
+    train: Sequence[PromptTree]
+    held_out: Sequence[PromptTree]
+    facts: dict[str, Any]
+    chat_template: str | None
+
+
+def train_with(method: str, /, *, narrator: Narrator | None = None, **settings: Any) -> RunResult:
+    """`train` with settings by name.
+
+    Raises:
+        ConfigError: names every setting that is unknown, missing or wrong.
+    """
+    return train(method, check(settings_for(method_named(method)), settings), narrator=narrator)
+
+
+def train(method: str | Method, settings: RunSettings, *, narrator: Narrator | None = None) -> RunResult:
+    """Run a method from its settings to a trained model on disk.
+
+    Args:
+        method: a method's name, with settings of its `settings_for` class; or a method object with its own settings.
+        settings: of the run.
+        narrator: where words and progress go; the default is the terminal.
+
+    Raises:
+        PrefoptError: the settings, the data, the model or the run; says what was given, what is allowed and what to do.
+    """
+    if isinstance(method, str):
+        kind = method_named(method)
+        method = kind(own_settings(kind, settings))
+    with join(settings.device) as processes:
+        speaker = (narrator or Terminal()) if processes.is_main else Quiet()
+        return _run(method, settings, processes, speaker)
+
+
+def _run(method: Method, settings: RunSettings, processes: Processes, narrator: Narrator) -> RunResult:
+    began = time.perf_counter()
+    folder = RunFolder(settings.out)
+    with processes.main_first():
+        if processes.is_main:
+            folder.prepare(resume=settings.resume, overwrite=settings.overwrite)
+    torch.manual_seed(settings.seed)
+    precision = choose_precision(settings.precision, processes.device, adapter=bool(settings.lora_rank or settings.adapter))
+    loaded = load_model(settings, precision=precision, device=processes.device, seed=settings.seed)
+    learning_rate = settings.learning_rate or (method.rates.full if loaded.adapter is None else method.rates.adapter)
+    with processes.main_first():
+        data = load_data(method, settings, loaded, folder, narrator if processes.is_main else Quiet())
+    proof = prove(loaded.model, max_length=settings.max_length, sharing=settings.sharing, autocast=precision.autocast)
+    policy = Policy(loaded.model, proof.path)
+    check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
+    order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
+    for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
+        narrator.say(line)
+    if processes.is_main:
+        write_config(folder.config, method, settings)
+    reference = make_reference(
+        method,
+        settings,
+        policy,
+        loaded,
+        needed_trees(order, data),
+        cache_folder=cache_folder(settings.cache_dir) / "reference" if settings.reference_cache else None,
+        max_tokens=settings.max_tokens,
+        precision=precision,
+        processes=processes,
+        narrator=narrator,
+    )
+    trainer = Trainer(
+        policy=policy,
+        wrapped=ddp(policy, processes),
+        method=method,
+        reference=reference,
+        optimizer=make_optimizer(trained_parameters(policy), weight_decay=settings.weight_decay),
+        schedule=Schedule(learning_rate, order.num_steps, settings.warmup_ratio, settings.lr_schedule),
+        max_grad_norm=settings.max_grad_norm,
+        max_tokens=settings.max_tokens,
+        autocast=precision.autocast,
+        processes=processes,
+    )
+    run = Run(folder, settings, trainer, data, order, narrator, began)
+    summary = run.go(loaded, reference)
+    if processes.is_main:
+        save_model(loaded, folder.model, chat_template=data.chat_template)
+        folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        for line in closing_lines(summary, folder):
+            narrator.say(line)
+    processes.wait()
+    return RunResult(folder.path, folder.model, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is about to step."""
+
+    folder: RunFolder
+    settings: RunSettings
+    trainer: Trainer
+    data: RunData
+    order: DataOrder
+    narrator: Narrator
+    began: float
+
+    def go(self, loaded: LoadedModel, reference: Reference | None) -> dict[str, Any]:
+        """Resume or start, step to the end, and sum up."""
+        checkpoints = Checkpoints(self.folder.checkpoints, keep=self.settings.keep_checkpoints)
+        parameters = dict(trained_parameters(self.trainer.policy))
+        summary: dict[str, Any] = {}
+        if self.settings.resume:
+            progress = self._resume(checkpoints, parameters)
+        else:
+            progress = Progress(0, self.trainer.method.initial_state())
+            if reference is not None and self.settings.reference is None:
+                first = [self.data.train[index] for index in self.order.examples(0)]
+                summary["start_difference"] = check_start(
+                    self.trainer.policy,
+                    reference,
+                    first,
+                    max_tokens=self.settings.max_tokens,
+                    precision=Precision(self.trainer.autocast, loaded.model.dtype),
+                    processes=self.trainer.processes,
+                )
+        evaluate = self._evaluate if self.data.held_out else None
+        if evaluate is not None and progress.step == 0:
+            summary["before"] = evaluate(progress.method_state)
+            self.narrator.say("held out, before: " + figures_line(summary["before"]))
+        course = Course(
+            order=self.order,
+            step=progress.step,
+            state=progress.method_state,
+            evaluate_every=self.settings.eval_every_steps,
+            save_every=self.settings.save_every_steps,
+            evaluate=evaluate,
+            save=lambda step, state: self._save(checkpoints, parameters, Progress(step, state)),
+            record=self._record,
+            stopping=lambda: False,
+        )
+        started = time.perf_counter()
+        with self.narrator.progress("training", self.order.num_steps, progress.step) as ticker:
+            run_steps(self.trainer, self.data.train, course, ticker)
+        return summary | self._sum_up(course, time.perf_counter() - started, course.step - progress.step)
+
+    def _resume(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter]) -> Progress:
+        path, state = checkpoints.newest_state()
+        if state["data"] != self.data.facts["fingerprint"]:
+            raise RunError(f"the data is not what {path} was trained on. Give the same files, or start anew with another out.")
+        if changed := changed_settings(state["settings"], fixed_settings(self.trainer.method, self.settings)):
+            raise RunError(f"these settings differ from those of {path}: {'; '.join(changed)}. Give them as they were, or start anew with another out.")
+        progress = restore(path, state, parameters, self.trainer.optimizer)
+        if self.trainer.processes.is_main:
+            keep_rows(self.folder.metrics, progress.step)
+        self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
+        return progress
+
+    def _save(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter], progress: Progress) -> None:
+        if self.trainer.processes.is_main:
+            facts = {"settings": fixed_settings(self.trainer.method, self.settings), "data": self.data.facts["fingerprint"]}
+            checkpoints.save(parameters, self.trainer.optimizer, progress, facts)
+        self.trainer.processes.wait()
+
+    def _evaluate(self, state: State) -> dict[str, float]:
+        return {f"eval/{name}": value for name, value in self.trainer.evaluate(self.data.held_out, state).items()}
+
+    def _record(self, row: Mapping[str, float]) -> None:
+        if self.trainer.processes.is_main:
+            with self.folder.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _sum_up(self, course: Course, seconds: float, num_steps: int) -> dict[str, Any]:
+        last = course.last_row or last_metrics(self.folder.metrics)
+        num_examples = sum(len(self.order.examples(step)) for step in range(course.step - num_steps, course.step))
+        return {
+            "method": self.trainer.method.name,
+            "model": str(self.settings.model),
+            "steps": course.step,
+            "epochs": round(self.order.epoch_after(course.step - 1), 4),
+            "loss": last.get("loss"),
+            "after": {name: value for name, value in last.items() if name.startswith("eval/")},
+            "last_step": last,
+            "training_seconds": round(seconds, 2),
+            "examples_per_second": round(num_examples / seconds, 3) if seconds > 0 else None,
+            "seconds": round(time.perf_counter() - self.began, 2),
+            "peak_memory_gb": round(peak_memory_gb(self.trainer.processes.device), 3),
+            "device": device_name(self.trainer.processes.device),
+            "num_processes": self.trainer.processes.count,
+            "engine": str(self.trainer.policy.path),
+            "data": self.data.facts,
+            "versions": {"prefopt": prefopt.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        }
+
+
+def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder, narrator: Narrator) -> RunData:
+    """The run's examples, told and shown.
+
+    Raises:
+        DataError: as `prefopt.data.dataset.load`.
+    """
+    kind = method.needs.completions
+    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.path / "dropped.jsonl")
+    held_out: Sequence[PromptTree]
+    trees, held_out = dataset.trees, ()
+    facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
+    for line in dataset.summary.lines():
+        narrator.say(line)
+    if settings.eval_data:
+        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.path / "dropped-eval.jsonl")
+        held_out = held.trees
+        facts["eval_summary"] = held.summary.to_dict()
+        for line in held.summary.lines():
+            narrator.say(f"held out: {line}")
+    elif settings.eval_fraction:
+        trees, held_out = split(trees, settings.eval_fraction, settings.seed)
+        narrator.say(f"held out by seed {settings.seed}: {len(held_out)} of {len(dataset.trees)} examples")
+    narrator.say(f"the first example:\n{dataset.first_example}")
+    facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
+    arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
+    return RunData(arranged, arranged_held_out, facts, template_to_save(dataset, loaded))
+
+
+def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:
+    """The chat template that training used, where the tokenizer does not have it: whoever generates needs the same."""
+    return dataset.chat_template if dataset.chat_template != loaded.tokenizer.chat_template else None
+
+
+def needed_trees(order: DataOrder, data: RunData) -> list[PromptTree]:
+    """The examples that the run will look at: with few steps on much data the reference need not see all of it."""
+    if order.num_taken >= len(data.train):
+        return [*data.train, *data.held_out]
+    seen = sorted({int(index) for step in range(order.num_steps) for index in order.examples(step)})
+    return [*(data.train[index] for index in seen), *data.held_out]
+
+
+def opening_lines(
+    method: Method,
+    settings: RunSettings,
+    loaded: LoadedModel,
+    precision: Precision,
+    order: DataOrder,
+    learning_rate: float,
+    engine: str,
+    processes: Processes,
+) -> list[str]:
+    """What will be done, with every value that was chosen for the user."""
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    trained = sum(parameter.numel() for _, parameter in trained_parameters(loaded.model))
+    what = "all weights" if loaded.adapter is None else f"an adapter of {trained:,} weights ({trained / total:.1%})"
+    others = f" in {processes.count} processes" if processes.count > 1 else ""
+    return [
+        f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {device_name(processes.device)}{others}",
+        f"engine: {engine}",
+        f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
+        f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
+        + "".join(f", {name} {value:g}" for name, value in method.settings.model_dump().items() if isinstance(value, float)),
+    ]
+
+
+def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:
+    """The plain summary at the end."""
+    lines = []
+    if summary["after"]:
+        lines.append("held out, after:  " + figures_line(summary["after"]))
+    speed = f", {summary['examples_per_second']:.2f} examples/s" if summary["examples_per_second"] else ""
+    lines.append(f"{summary['steps']} steps in {clock(summary['training_seconds'])}{speed}, peak memory {summary['peak_memory_gb']:.2f} GB")
+    return [*lines, f"model: {folder.model}", f"metrics: {folder.metrics}"]
+
+
+def figures_line(values: Mapping[str, float]) -> str:
+    """Evaluation figures in words."""
+    return ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
+
+
+def fixed_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning: those that decide its numbers."""
+    free = {"out", "resume", "overwrite", "keep_checkpoints", "save_every_steps", "eval_every_steps", "data_workers", "cache_dir", "device", "max_tokens"}
+    return {"method": method.name, **json.loads(settings.model_dump_json(exclude=free)), **json.loads(method.settings.model_dump_json())}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, as `name was a, is b`."""
+    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+
+
+def write_config(path: Path, method: Method, settings: RunSettings) -> None:
+    """All settings as a file that `prefopt train --config` takes."""
+    values = {"method": method.name, **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})), **json.loads(method.settings.model_dump_json())}
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def keep_rows(path: Path, steps: int) -> None:
+    """Leave the rows of the first steps: those after the checkpoint are about to be made again."""
+    if path.is_file():
+        rows = path.read_text(encoding="utf-8").split("\n")
+        path.write_text("".join(f"{row}\n" for row in rows[:steps] if row), encoding="utf-8")
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The newest row; empty where there is none."""
+    rows = path.read_text(encoding="utf-8").strip().split("\n") if path.is_file() else [""]
+    return json.loads(rows[-1]) if rows[-1] else {}
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
