@@ -4,7 +4,7 @@ A group of settings is a class that derives from `Settings`; each field is made 
 sentence that users read. `check` turns loose values into such a class and reports every mistake at once.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
@@ -140,10 +140,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)' where a known name is close, else nothing."""
+def nearest(name: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+    """' (did you mean …?)' where a known name is close, else nothing; `written` says how names are spelled."""
     close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {written(close[0])}?)" if close else ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

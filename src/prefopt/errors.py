@@ -5,6 +5,7 @@
     ├── DataError                files, rows or tokens that cannot be trained on
     ├── ModelError               a model, tokenizer or adapter that cannot be loaded or used
     └── RunError                 a run that cannot start, go on or be resumed
+        └── RunStopped           a run that was asked to stop, and saved where it stood
 
 Each message says what was given, what is allowed and what to do. The command line prints the
 message and exits with 2; a traceback is a bug in prefopt.
@@ -29,3 +30,7 @@ class ModelError(PrefoptError):
 
 class RunError(PrefoptError):
     """A run that cannot start, go on or be resumed."""
+
+
+class RunStopped(RunError):
+    """A run that was asked to stop, and saved where it stood. The command line exits with 130."""

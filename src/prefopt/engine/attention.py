@@ -142,7 +142,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
     from torch.nn.attention.varlen import varlen_attn
 
     plan = layout.varlen()
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query.transpose(0, 1).contiguous(),
         _for_flash(key, query.shape[0])[plan.keys_K],
         _for_flash(value, query.shape[0])[plan.keys_K],
@@ -153,6 +153,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
     )
+    assert isinstance(out, Tensor)  # a pair only where the log-sum-exp is asked for
     return out
 
 
@@ -187,12 +188,12 @@ def _flex(
         enable_gqa=query.shape[0] != key.shape[0],
         return_aux=AuxRequest(lse=True),
     )
-    out = out[0].transpose(0, 1)
+    out_THE: Tensor = out[0].transpose(0, 1)
     if sinks is not None:
         # A sink adds exp(sink) to the softmax's denominator: out·exp(lse) / (exp(lse) + exp(sink)).
         keep_TH = torch.sigmoid(aux.lse[0] - sinks.to(aux.lse.dtype)[:, None]).transpose(0, 1)
-        out = out * keep_TH[..., None].to(out.dtype)
-    return out
+        out_THE = out_THE * keep_TH[..., None].to(out_THE.dtype)
+    return out_THE
 
 
 @cache
@@ -200,4 +201,5 @@ def _flex_kernel(compiled: bool) -> Callable[..., Any]:
     """FlexAttention; compiled once per process, for shapes that change with every batch."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel, dynamic=True) if compiled else kernel

@@ -35,6 +35,11 @@ class TokenLogps(NamedTuple):
     log_sum_squares_N: Tensor | None = None
     scalar_T: Tensor | None = None
 
+    @property
+    def has_tokens(self) -> bool:
+        """True: single tokens can be read."""
+        return True
+
     def sum(self) -> Tensor:
         """Summed log-probability of each completion, [C]."""
         return self.sum_tokens(self.values_N)
@@ -57,7 +62,11 @@ class TokenLogps(NamedTuple):
 
     def detach(self) -> "TokenLogps":
         """The same numbers without gradients."""
-        return TokenLogps(*(part.detach() if isinstance(part, Tensor) else part for part in self))
+        return self._replace(
+            values_N=self.values_N.detach(),
+            entropy_N=None if self.entropy_N is None else self.entropy_N.detach(),
+            scalar_T=None if self.scalar_T is None else self.scalar_T.detach(),
+        )
 
 
 class CompletionLogps(NamedTuple):
@@ -68,6 +77,11 @@ class CompletionLogps(NamedTuple):
 
     sum_C: Tensor
     lengths_C: Tensor
+
+    @property
+    def has_tokens(self) -> bool:
+        """False: the data brought sums."""
+        return False
 
     def sum(self) -> Tensor:
         """Summed log-probability of each completion, [C]."""

@@ -7,13 +7,14 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import ModelError
-from prefopt.models.policy import no_dropout, transformers_logging_at
+from prefopt.models.policy import no_dropout, on_device, transformers_logging_at
 from prefopt.models.settings import ModelSettings
 
 
@@ -62,7 +63,7 @@ def choose_precision(wanted: str, device: torch.device, *, adapter: bool) -> Pre
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -96,10 +97,12 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
     if adapter_folder and settings.lora_rank:
         raise ModelError(f"{settings.model} is an adapter already: leave lora_rank out to go on from it, or give its base model")
     tokenizer = load_tokenizer(settings)
-    model = read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code).to(device)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    model = on_device(read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code), device)
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    if len(tokenizer) > len(embeddings):
         raise ModelError(
-            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model's embeddings {model.get_input_embeddings().weight.shape[0]}: "
+            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model's embeddings {len(embeddings)}: "
             "they do not belong together. Resize the embeddings and save the model before training."
         )
     adapter: PeftModel | None = None
@@ -147,18 +150,18 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     """
     try:
         with transformers_logging_at("ERROR"):
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
         raise ModelError(f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors.") from None
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...), which would start at random. "
             "The folder is damaged or belongs to another architecture."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PeftModel:
@@ -172,7 +175,7 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
+            return get_peft_model(model, config)
         except ValueError as error:
             names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
             raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from prefopt.engine.attention import TREE_ATTENTION
 from prefopt.engine.batch import Sharing, TreeBatch
@@ -66,6 +67,11 @@ class Policy(nn.Module):
         self.path = path
         set_attention(self.model, TREE_ATTENTION if path.sharing == "flat" else None)
 
+    def __call__(self, batch: TreeBatch, *, extras: bool = False) -> TokenLogps:
+        """`forward`, with its types."""
+        result: TokenLogps = super().__call__(batch, extras=extras)
+        return result
+
     def forward(self, batch: TreeBatch, *, extras: bool = False) -> TokenLogps:
         """Log-probability of every scored token of the batch.
 
@@ -108,7 +114,7 @@ class Policy(nn.Module):
         """The model's own head, on the columns of the input that predict something."""
         num_rows, width = batch.input_ids.shape
         row_N, column_N = batch.predict_from_N // width, batch.predict_from_N % width
-        columns, kept_N = column_N.unique(return_inverse=True)
+        columns, kept_N = torch.unique(column_N, return_inverse=True)
         needs_hidden = self.scalar_head is not None
         out = self.model(
             input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **inputs
@@ -134,7 +140,7 @@ class Policy(nn.Module):
         """
         was_training = self.model.training
         set_attention(self.model, None)
-        self.model.eval()
+        self.model.train(False)
         try:
             with torch.no_grad():
                 yield self.model
@@ -151,7 +157,7 @@ def decoder_of(model: PreTrainedModel) -> nn.Module | None:
 
 def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
     """The head, where it is one linear layer and nothing (no adapter) is wrapped around it."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head if type(head) is nn.Linear else None
 
 
@@ -177,14 +183,23 @@ def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
 
 @contextmanager
 def transformers_logging_at(level: str) -> Iterator[None]:
-    """The library's messages below the level are silent inside."""
+    """The library's messages below the level, and its progress bars, are silent inside."""
     logger = logging.getLogger("transformers")
-    before = logger.level
+    before, had_bars = logger.level, hf_logging.is_progress_bar_enabled()
     logger.setLevel(level)
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if had_bars:
+            hf_logging.enable_progress_bar()
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model, moved. (The library's own `to` hides its types.)"""
+    nn.Module.to(model, device)
+    return model
 
 
 def no_dropout(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.errors import ModelError
-from prefopt.models.policy import EnginePath, Policy, decoder_of, plain_head_of, set_attention, transformers_logging_at
+from prefopt.models.policy import EnginePath, Policy, decoder_of, on_device, plain_head_of, set_attention, transformers_logging_at
 from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
 
 NOISE_FACTOR = 8.0
@@ -160,9 +160,9 @@ def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dic
     # The user's random state is not ours to move.
     with torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
         torch.manual_seed(0)
-        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)
+        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     set_attention(twin, None)
-    return twin.to(model.device)
+    return on_device(twin, model.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ def _forest(config: PretrainedConfig, max_length: int) -> list[PromptTree]:
     generator = np.random.default_rng(20230529)  # the DPO paper's date; any number does
 
     def draw(length: int) -> TokenIds:
-        return token_ids(generator.integers(0, text.vocab_size, length))
+        return token_ids(generator.integers(0, text.vocab_size, length).tolist())
 
     def tree(prompt: int, *completions: int) -> PromptTree:
         return PromptTree(draw(prompt), tuple(Completion(draw(length)) for length in completions))
@@ -279,7 +279,7 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     was_training = model.training
     attention = model.config._attn_implementation
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
+    model.train(False)
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefopt.errors import RunError
 from prefopt.models.load import LoadedModel
+from prefopt.models.policy import transformers_logging_at
 
 
 def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None = None) -> None:
@@ -28,15 +29,19 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
         if loaded.adapter is not None:
             loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter])
         else:
-            loaded.model.save_pretrained(draft)
+            with transformers_logging_at("ERROR"):
+                loaded.model.save_pretrained(draft)
         own_template = loaded.tokenizer.chat_template
         try:
             loaded.tokenizer.chat_template = chat_template or own_template
             loaded.tokenizer.save_pretrained(draft)
         finally:
             loaded.tokenizer.chat_template = own_template
-        shutil.rmtree(folder, ignore_errors=True)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            folder.rename(old)
         draft.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise RunError(f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights.") from None

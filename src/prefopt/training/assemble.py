@@ -4,6 +4,7 @@ The command line, YAML files, `prefopt.train` and the settings page all read the
 """
 
 from functools import cache
+from typing import Any
 
 from pydantic import create_model
 
@@ -37,7 +38,11 @@ def settings_for(method: type[Method]) -> type[RunSettings]:
     own = method.settings_class
     if clash := sorted(own.model_fields.keys() & RunSettings.model_fields.keys()):
         raise TypeError(f"{method.__name__} has settings that every run has: {', '.join(clash)}. Give them other names.")
-    return create_model(f"{method.__name__}RunSettings", __base__=(RunSettings, own), __doc__=f"Settings of a run of {method.name}.")
+    bases: Any = (RunSettings, own)
+    combined: type[RunSettings] = create_model(
+        f"{method.__name__}RunSettings", __base__=bases, __doc__=f"Settings of a run of {method.name}."
+    )
+    return combined
 
 
 def own_settings(method: type[Method], settings: RunSettings) -> MethodSettings:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -79,7 +79,7 @@ class Trainer:
                 output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
                 loss = weighted_loss(output, batch, totals)
                 # Processes average their gradients; the loss is a sum over all of them.
-                (loss * self.processes.count).backward()
+                (loss * self.processes.count).backward()  # type: ignore[no-untyped-call]
             sums.add(output, batch, loss)
         norm = clip_gradients(self.policy, self.max_grad_norm)
         *numbers, grad_norm = torch.cat([self.processes.add_up(sums.stacked()), norm.double()[None]]).tolist()  # the step's one host read
@@ -114,6 +114,7 @@ class Trainer:
     def _forward(self, policy: Callable[..., TokenLogps], batch: TreeBatch) -> tuple[TokenLogps, ReferenceLogps | None]:
         extras = bool(self.method.needs.outputs & {"entropy", "log_sum_squares"})
         with torch.autocast(batch.input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            # The reference first: it may switch adapters, and recomputation in the backward pass must find the policy's.
             reference = None if self.reference is None else self.reference.logps(batch)
             return policy(batch, extras=extras), reference
 
@@ -128,10 +129,10 @@ class Trainer:
                 sums.add_named(self.method.statistics(*self._forward(self.policy, batch), batch) or {})
         return sums.named(self.processes.add_up(sums.stacked()).tolist())
 
-    def _synchronised(self, *, is_last: bool) -> "nullcontext[None]":
+    def _synchronised(self, *, is_last: bool) -> AbstractContextManager[None]:
         """DDP exchanges gradients in the last micro-batch only."""
         if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
-            return self.wrapped.no_sync()  # type: ignore[no-any-return]
+            return self.wrapped.no_sync()
         return nullcontext()
 
 
@@ -148,6 +149,7 @@ class Course:
         save: writes a checkpoint.
         record: takes each step's row of metrics.
         stopping: asked after each step; true ends the run early, after saving.
+        stopped: whether that happened.
     """
 
     order: DataOrder
@@ -159,6 +161,7 @@ class Course:
     save: Callable[[int, State], None]
     record: Callable[[Mapping[str, float]], None]
     stopping: Callable[[], bool]
+    stopped: bool = False
     last_row: dict[str, float] = field(default_factory=dict)
 
 
@@ -197,7 +200,8 @@ def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, tic
         stopping = course.stopping()
         if is_last or stopping or (course.save_every and course.step % course.save_every == 0):
             course.save(course.step, course.state)
-        if stopping:
+        if stopping and not is_last:
+            course.stopped = True
             return
 
 

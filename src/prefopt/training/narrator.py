@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -26,15 +26,8 @@ class Narrator(Protocol):
     def say(self, line: str) -> None:
         """A sentence for people."""
 
-    def progress(self, what: str, total: int, done: int = 0) -> "ContextTicker":
+    def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A stretch of work of `total` steps, `done` of them before."""
-
-
-class ContextTicker(Protocol):
-    """A ticker that is entered and left."""
-
-    def __enter__(self) -> Ticker: ...
-    def __exit__(self, *exception: object) -> None: ...
 
 
 class Quiet:

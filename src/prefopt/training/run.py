@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import prefopt
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.data.dataset import Dataset, load, split
-from prefopt.errors import ConfigError, RunError
+from prefopt.errors import ConfigError, RunError, RunStopped
 from prefopt.methods.method import Method, State
 from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model
 from prefopt.models.policy import Policy, trained_parameters
@@ -30,6 +30,7 @@ from prefopt.models.save import save_model
 from prefopt.training.assemble import method_named, own_settings, settings_for
 from prefopt.training.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.cut import check_fits
+from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.loop import Course, Trainer, ddp, peak_memory_gb, run_steps
 from prefopt.training.narrator import Narrator, Quiet, Terminal, clock
 from prefopt.training.optimizer import Schedule, make_optimizer
@@ -221,14 +222,14 @@ class Run:
         """Resume or start, step to the end, and sum up."""
         checkpoints = Checkpoints(self.folder.checkpoints, keep=self.settings.keep_checkpoints)
         parameters = dict(trained_parameters(self.trainer.policy))
-        summary: dict[str, Any] = {}
+        opening: dict[str, Any] = {}
         if self.settings.resume:
-            progress = self._resume(checkpoints, parameters)
+            progress, opening = self._resume(checkpoints, parameters)
         else:
             progress = Progress(0, self.trainer.method.initial_state())
             if reference is not None and self.settings.reference is None:
                 first = [self.data.train[index] for index in self.order.examples(0)]
-                summary["start_difference"] = check_start(
+                opening["start_difference"] = check_start(
                     self.trainer.policy,
                     reference,
                     first,
@@ -238,25 +239,36 @@ class Run:
                 )
         evaluate = self._evaluate if self.data.held_out else None
         if evaluate is not None and progress.step == 0:
-            summary["before"] = evaluate(progress.method_state)
-            self.narrator.say("held out, before: " + figures_line(summary["before"]))
-        course = Course(
+            opening["before"] = evaluate(progress.method_state)
+            self.narrator.say("held out, before: " + figures_line(opening["before"]))
+        with stop_on_signals(self.narrator) as stop:
+            course = self._course(progress, evaluate, lambda done: self._save(checkpoints, parameters, done, opening), stop)
+            started = time.perf_counter()
+            with self.narrator.progress("training", self.order.num_steps, progress.step) as ticker:
+                run_steps(self.trainer, self.data.train, course, ticker)
+        if course.stopped:
+            raise RunStopped(
+                f"stopped after step {course.step} of {self.order.num_steps}, as asked; the checkpoint is in {checkpoints.folder}. "
+                "Go on with the same command and --resume."
+            )
+        return opening | self._sum_up(course, time.perf_counter() - started, course.step - progress.step)
+
+    def _course(
+        self, progress: Progress, evaluate: Callable[[State], dict[str, float]] | None, save: Callable[[Progress], None], stop: StopRequest
+    ) -> Course:
+        return Course(
             order=self.order,
             step=progress.step,
             state=progress.method_state,
             evaluate_every=self.settings.eval_every_steps,
             save_every=self.settings.save_every_steps,
             evaluate=evaluate,
-            save=lambda step, state: self._save(checkpoints, parameters, Progress(step, state)),
+            save=lambda step, state: save(Progress(step, state)),
             record=self._record,
-            stopping=lambda: False,
+            stopping=lambda: stop.agreed(self.trainer.processes),
         )
-        started = time.perf_counter()
-        with self.narrator.progress("training", self.order.num_steps, progress.step) as ticker:
-            run_steps(self.trainer, self.data.train, course, ticker)
-        return summary | self._sum_up(course, time.perf_counter() - started, course.step - progress.step)
 
-    def _resume(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter]) -> Progress:
+    def _resume(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter]) -> tuple[Progress, dict[str, Any]]:
         path, state = checkpoints.newest_state()
         if state["data"] != self.data.facts["fingerprint"]:
             raise RunError(f"the data is not what {path} was trained on. Give the same files, or start anew with another out.")
@@ -266,11 +278,14 @@ class Run:
         if self.trainer.processes.is_main:
             keep_rows(self.folder.metrics, progress.step)
         self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
-        return progress
+        return progress, state["opening"]
 
-    def _save(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter], progress: Progress) -> None:
+    def _save(
+        self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter], progress: Progress, opening: Mapping[str, Any]
+    ) -> None:
         if self.trainer.processes.is_main:
-            facts = {"settings": fixed_settings(self.trainer.method, self.settings), "data": self.data.facts["fingerprint"]}
+            settings = fixed_settings(self.trainer.method, self.settings)
+            facts = {"settings": settings, "data": self.data.facts["fingerprint"], "opening": opening}
             checkpoints.save(parameters, self.trainer.optimizer, progress, facts)
         self.trainer.processes.wait()
 

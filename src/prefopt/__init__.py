@@ -1,0 +1,56 @@
+"""Preference optimization for language models: every method of the family, on one fast engine.
+
+    prefopt.train("dpo", model="model", data="pairs.jsonl", out="runs/dpo")
+
+`prefopt.losses` holds the methods' losses as pure functions, `prefopt.Policy` the engine around a
+model. They load torch when they are first used, so that `import prefopt` and the command line's help do not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Policy", "__version__", "losses", "train"]
+
+if TYPE_CHECKING:
+    from prefopt import losses
+    from prefopt.methods.method import Method
+    from prefopt.models.policy import Policy
+    from prefopt.training.run import RunResult
+
+
+def train(method: "str | Method", **settings: Any) -> "RunResult":
+    """Train a model with a method; what `prefopt train` does.
+
+    Args:
+        method: a method's name, or a `Method` object of your own, which then brings its own settings.
+        settings: by the names of the command line's flags, with underscores: model, data, out, batch_size, ...
+
+    Returns:
+        Where the run and its model lie, and its final figures.
+
+    Raises:
+        ConfigError: names every setting that is unknown, missing or wrong.
+        PrefoptError: the data, the model or the run cannot be used, and why.
+    """
+    from prefopt.config import check
+    from prefopt.training.assemble import method_named, settings_for
+    from prefopt.training.settings import RunSettings
+
+    kind = settings_for(method_named(method)) if isinstance(method, str) else RunSettings
+    checked = check(kind, settings, source="the settings given to prefopt.train")
+    from prefopt.training.run import train as run  # after the check: it loads torch, which takes seconds
+
+    return run(method, checked)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return import_module("prefopt.losses")
+    if name == "Policy":
+        return import_module("prefopt.models.policy").Policy
+    raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,75 @@
+"""`prefopt data`: read and check files of examples before anything is trained on them."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from prefopt.cli.flags import settings_app
+from prefopt.config import Setting
+from prefopt.data.settings import DataSettings
+
+NEED_A_MODEL = {"chat_template", "template_args", "text_as", "score", "max_length", "too_long", "data_workers", "cache_dir"}
+"""Settings that are about tokens."""
+
+
+class CheckSettings(DataSettings):
+    """What can be said about a check of data."""
+
+    kind: Literal["pair", "demonstration"] = Setting("pair", help="What each row must hold: a chosen and a rejected answer, or one answer.")
+    model: str | None = Setting(
+        None, help="Folder or hub name of a model whose tokenizer cuts the examples; without it they are only read."
+    )
+
+    @model_validator(mode="after")
+    def _tokens_need_a_model(self) -> "CheckSettings":
+        if self.model is None and (given := sorted(NEED_A_MODEL & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)} shape tokens, and those need a tokenizer: give model too")
+        return self
+
+
+def run(settings: CheckSettings) -> None:
+    """Read, check and say what was found."""
+    for line in rows_of(settings) if settings.model is None else trees_of(settings, settings.model):
+        print(line)
+
+
+def rows_of(settings: CheckSettings) -> list[str]:
+    """What the rows hold.
+
+    Raises:
+        DataError: a source or a row cannot be used, as `prefopt.data.dataset.load`.
+    """
+    from prefopt.data import sources
+    from prefopt.data.dataset import check
+    from prefopt.data.rows import count_reasons, stop_at_bad_rows
+    from prefopt.data.summary import source_lines
+
+    found = sources.find(settings.data)
+    checked = check([sources.read(place) for place in found.places], settings, settings.kind)
+    if settings.on_bad_row == "stop":
+        stop_at_bad_rows(list(checked.dropped), checked.num_rows)
+    lines = [line for source in checked.sources for line in source_lines(source)]
+    lines += [f"ignored: {name}" for name in found.ignored]
+    lines.append(f"{checked.num_rows:,} rows -> {len(checked.examples):,} examples")
+    if checked.dropped:
+        lines.append(
+            f"dropped {len(checked.dropped):,}: {', '.join(f'{reason} {n:,}' for reason, n in count_reasons(checked.dropped).items())}"
+        )
+    return lines
+
+
+def trees_of(settings: CheckSettings, model: str) -> list[str]:
+    """What the rows become for that model, the first of them in full.
+
+    Raises:
+        PrefoptError: the data or the tokenizer cannot be used.
+    """
+    from prefopt.data.dataset import load
+    from prefopt.models.load import load_tokenizer  # loads torch
+    from prefopt.models.settings import ModelSettings
+
+    dataset = load(settings.data, settings, load_tokenizer(ModelSettings(model=model)), kind=settings.kind)
+    return [*dataset.summary.lines(), "the first example:", dataset.first_example]
+
+
+app = settings_app("data", CheckSettings, run, usage="data FILE... [FLAGS]", positional="data", without=("eval_data", "eval_fraction"))

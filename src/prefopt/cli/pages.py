@@ -1,0 +1,89 @@
+"""The generated pages of the docs: `python -m prefopt.cli.pages` writes them, with `--check` it only compares.
+
+docs/settings.md   every setting of every method
+docs/cli.md        what `--help` shows, command by command
+"""
+
+import sys
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+from rich.console import Console
+
+from prefopt.cli.entry import COMMANDS, main
+from prefopt.cli.train_method import ConfigFlag, shared_panels
+from prefopt.cli.words import default_of, type_of
+from prefopt.methods.table import METHODS
+
+WIDTH = 100
+ABOUT = """Each is a key of the YAML file, an argument of `prefopt.train` and a flag: `batch_size` is `--batch-size` on the command
+line. A setting that has no default and is not required says what happens when it is left out.
+"""
+MADE = "<!-- Written by `make docs` from the definitions in src/; change those, not this page. -->\n"
+
+
+def settings_page() -> str:
+    """Every setting: of all runs, then of each method."""
+    parts = [
+        MADE,
+        "# Settings\n",
+        ABOUT,
+    ]
+    for panel in shared_panels():
+        fields = {name: info for name, info in panel.fields.items() if name not in ConfigFlag.model_fields}
+        parts += [f"## {panel.title}\n", table(fields)]
+    parts.append("## Methods\n\nWhat each method adds to the settings above.\n")
+    for row in METHODS:
+        method = row.load()
+        rates = f"Learning rate, where none is given: {method.rates.full:g}, for an adapter {method.rates.adapter:g}.\n"
+        fields = method.settings_class.model_fields
+        parts += [f"### {row.name}\n", f"{row.summary}\n", rates, table(fields) if fields else "No settings of its own.\n"]
+    return "\n".join(parts)
+
+
+def table(fields: Mapping[str, FieldInfo]) -> str:
+    """The settings as a table."""
+    lines = ["| setting | type | default | what it does |", "|---|---|---|---|"]
+    for name, info in fields.items():
+        default = "required" if info.is_required() else f"`{default_of(info)}`" if default_of(info) else ""
+        lines.append(f"| `{name}` | {type_of(info)} | {default} | {info.description} |".replace("|  |", "| |"))
+    return "\n".join([*lines, ""])
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    commands = [(), *((name,) for name in COMMANDS), *(("train", row.name) for row in METHODS)]
+    parts = [MADE, "# Command line\n"]
+    for words in commands:
+        parts += [f"## `{' '.join(['prefopt', *words])}`\n", f"```text\n{help_of(*words)}\n```\n"]
+    return "\n".join(parts)
+
+
+def help_of(*words: str) -> str:
+    """What `prefopt ... --help` prints, at the pages' width and without colours."""
+    page = StringIO()
+    console = Console(file=page, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    if main([*words, "--help"], console=console):
+        raise RuntimeError(f"prefopt {' '.join(words)} --help failed")
+    return "\n".join(line.rstrip() for line in page.getvalue().strip().splitlines())
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page: its path in the checkout, and what it should hold."""
+    return {Path("docs/settings.md"): settings_page(), Path("docs/cli.md"): cli_page()}
+
+
+def write(*, only_check: bool) -> int:
+    """Write the pages that differ from what they should hold, or only name them; the exit code."""
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if not only_check:
+            path.write_text(pages()[path], encoding="utf-8")
+        print(f"{path} {'is stale: run make docs' if only_check else 'written'}")
+    return 1 if only_check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(write(only_check="--check" in sys.argv[1:]))

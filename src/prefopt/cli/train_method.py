@@ -1,0 +1,84 @@
+"""`prefopt train METHOD`: the settings of methods as flags, and what is done with them.
+
+Apart from the group `train`, whose help needs none of the definitions that are imported here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from prefopt.cli.flags import Given, Panel, command, parse
+from prefopt.config import Setting, Settings, read_yaml, underscored
+from prefopt.data.settings import DataSettings
+from prefopt.errors import ConfigError
+from prefopt.methods.method import Method
+from prefopt.methods.table import METHODS
+from prefopt.models.settings import ModelSettings
+from prefopt.training.assemble import method_named, settings_for
+from prefopt.training.settings import RunSettings
+
+
+class ConfigFlag(Settings):
+    """The flag that is no key of the file."""
+
+    config: Path | None = Setting(None, help="YAML file of settings; flags beside it win.")
+
+
+def shared_panels(defaults: Mapping[str, str] | None = None) -> list[Panel]:
+    """The settings that every run has; help shows `defaults` in place of the definitions' own."""
+    elsewhere = ModelSettings.model_fields.keys() | DataSettings.model_fields.keys()
+    run = {name: info for name, info in RunSettings.model_fields.items() if name not in elsewhere}
+    return [
+        Panel("Model", ModelSettings.model_fields),
+        Panel("Data", DataSettings.model_fields),
+        Panel("Run", run | ConfigFlag.model_fields, defaults or {}),
+    ]
+
+
+def own_panel(method: type[Method]) -> Panel:
+    """The settings that a method adds."""
+    return Panel(method.name.upper(), method.settings_class.model_fields)
+
+
+def panels(method: type[Method]) -> list[Panel]:
+    """The settings of that method's runs."""
+    rates = f"{method.rates.full:g}, for an adapter {method.rates.adapter:g}"
+    return [own_panel(method), *shared_panels({"learning_rate": rates})]
+
+
+def method_app(name: str) -> App:
+    """The command that trains with one method."""
+    row = next(row for row in METHODS if row.name == name)
+    usage = f"Usage: prefopt train {name} --model DIR_OR_NAME --data FILE... --out DIR [FLAGS]"
+    app = App(name=name, help=row.summary, usage=usage, help_epilogue="")  # not the group's
+    app.default(command(lambda given: train_with(name, given), panels(row.load())))
+    return app
+
+
+def train_with(name: str, given: Given) -> None:
+    """Train with a method, by the flags and the file that they name."""
+    path = given.values.pop("config", None)
+    if path is not None:
+        in_file = read_yaml(Path(path))
+        if "stages" in in_file:
+            raise ConfigError(f"{path} runs stages, not one method: prefopt train --config {path}")
+        if (other := in_file.pop("method", name)) != name:
+            raise ConfigError(f"{path} is for the method {other}, and the command says {name}. Leave one of the two out.")
+        given = given.over(in_file, str(path))
+    settings = given.check(settings_for(method_named(name)))
+    from prefopt.training.run import train  # loads torch, which takes seconds: only once the settings are right
+
+    train(name, settings)
+
+
+def stages_with(values: Mapping[str, Any], words: Sequence[str], *, source: str) -> None:
+    """Run the stages of a file, flags on top."""
+    names = [str(name) for name in values["stages"]] if isinstance(values["stages"], list) else []
+    given = parse(words, [*shared_panels(), *(own_panel(method_named(name)) for name in names)])
+    given.refuse_mistakes()
+    own = {name: underscored(values[name], source=f"{name} in {source}") for name in names if isinstance(values.get(name), dict)}
+    from prefopt.pipeline.stages import run_stages
+
+    run_stages({**values, **own}, given.values)

@@ -1,0 +1,1 @@
+"""Files and datasets, through checked rows, to trees: `dataset.load` is the face of the room."""

@@ -1,0 +1,297 @@
+"""The face of the room: sources in, trees and an account of them out.
+
+`load` walks the whole way: sources, rows, format, examples, text, ids, trees. `split` holds some
+trees out, never with a prompt on both sides.
+"""
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.data import cache, sources
+from prefopt.data.examples import Example, Fields
+from prefopt.data.formats import Kind
+from prefopt.data.recognise import LOOKED_AT, Recognised, check_mapping, recognise, rename
+from prefopt.data.rows import LENGTH_REASONS, Dropped, Row, RowFault, count_reasons, stop_at_bad_rows
+from prefopt.data.settings import DataSettings
+from prefopt.data.show import show_tree
+from prefopt.data.summary import DataSummary, SourceSummary
+from prefopt.data.template import Chat, chat_of, template_key
+from prefopt.data.tokenize import Grower, Grown, TreeOptions
+from prefopt.data.workers import grow_all
+from prefopt.errors import DataError
+from prefopt.trees import PromptTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Trees, and an account of how they came about.
+
+    Attributes:
+        trees: in the order of their rows.
+        summary: what was read, dropped, cut and altered.
+        first_example: the first tree as text, with marks where prompt and completions begin.
+        fingerprint: of what the trees hold, wherever their rows stood.
+        chat_template: the template that rendered the chats, to be saved with the model; None where there was no chat.
+        end_of_turn: the token that closes the answers, for whoever generates.
+    """
+
+    trees: tuple[PromptTree, ...]
+    summary: DataSummary
+    first_example: str
+    fingerprint: str
+    chat_template: str | None = None
+    end_of_turn: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the sources hold, before it is tokens."""
+
+    sources: tuple[SourceSummary, ...]
+    examples: tuple[Example, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    dropped: tuple[Dropped, ...]
+    num_rows: int
+
+
+def load(
+    given: Sequence[str], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", *, kind: Kind, dropped_file: Path | None = None
+) -> Dataset:
+    """The trees of all sources, from the cache where the same was asked before.
+
+    Args:
+        given: files, folders, `-`, saved datasets or hub names.
+        settings: how to read them; its own `data` and `eval_data` are not looked at.
+        tokenizer: of the model that will read the trees.
+        kind: pairs, or demonstrations.
+        dropped_file: where to write rows that are left out, one JSON line each; None: they are counted only.
+
+    Raises:
+        DataError: a source that cannot be read, a format that is not recognised, bad rows where `on_bad_row` is
+            `stop`, a template that cannot be used, or no example left.
+    """
+    began = time.perf_counter()
+    check_mapping(settings.columns)
+    found = sources.find(given)
+    opened = [sources.read(place) for place in found.places]
+    folder = cache.cache_folder(settings.cache_dir)
+    key = cache.key_of(key_parts(opened, settings, tokenizer, kind))
+    entry = cache.load(folder, key)
+    if entry is None:
+        entry = make(opened, settings, tokenizer, kind)
+        cache.save(folder, key, entry)
+        from_cache = False
+    else:
+        from_cache = True
+    write_dropped(entry.about["dropped_rows"], dropped_file)
+    summary = DataSummary.from_dict(entry.about["summary"])
+    summary = replace(summary, ignored=found.ignored, from_cache=from_cache, seconds=round(time.perf_counter() - began, 4))
+    about = entry.about
+    return Dataset(entry.trees, summary, about["first_example"], about["fingerprint"], about["chat_template"], about["end_of_turn"])
+
+
+def split(trees: Sequence[PromptTree], fraction: float, seed: int) -> tuple[tuple[PromptTree, ...], tuple[PromptTree, ...]]:
+    """The trees to train on and those held out, each in the given order.
+
+    All trees of a prompt go to the same side; a prompt of one token (BOS before plain text) is none, and
+    there the completions decide. At least one tree is held out where the fraction is above 0 and there
+    are two prompts; at least one stays.
+
+    Args:
+        trees: all of them.
+        fraction: share to hold out, in [0, 1).
+        seed: the same seed, the same split.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for index, tree in enumerate(trees):
+        groups.setdefault(leak_key(tree), []).append(index)
+    if fraction <= 0 or len(groups) < 2:
+        return tuple(trees), ()
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    wanted = max(1, round(fraction * len(trees)))
+    held_out: set[int] = set()
+    for group in order[:-1]:
+        if len(held_out) >= wanted:
+            break
+        held_out.update(group)
+    train = tuple(tree for index, tree in enumerate(trees) if index not in held_out)
+    return train, tuple(tree for index, tree in enumerate(trees) if index in held_out)
+
+
+def leak_key(tree: PromptTree) -> bytes:
+    """What two trees share when one must not be trained on while the other is held out."""
+    if len(tree.prompt_ids) > 1:
+        return tree.prompt_ids.tobytes()
+    return b"|".join([tree.prompt_ids.tobytes(), *(completion.ids.tobytes() for completion in tree.completions)])
+
+
+def key_parts(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> dict[str, Any]:
+    """Everything that decides the trees."""
+    template = template_key(tokenizer, settings.chat_template)
+    deciding = ("data_format", "columns", "on_bad_row", "template_args", "text_as", "score", "max_length", "too_long")
+    return {
+        "kind": kind,
+        "sources": [(source.name, source.digest) for source in opened],
+        "settings": {name: getattr(settings, name) for name in deciding},
+        "template": template,
+        # Some templates write the date.
+        "today": date.today().isoformat() if "strftime_now" in template else "",
+        "tokenizer": cache.tokenizer_digest(tokenizer),
+    }
+
+
+def make(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> cache.Entry:
+    """The trees and their account, from the rows on.
+
+    Raises:
+        DataError: as `load`.
+    """
+    checked = check(opened, settings, kind)
+    if settings.on_bad_row == "stop":
+        stop_at_bad_rows(list(checked.dropped), checked.num_rows)
+    needs_chat = any(example.is_chat for example in checked.examples) or settings.text_as == "chat"
+    chat = chat_of(tokenizer, settings.chat_template, settings.template_args) if needs_chat else None
+    options = TreeOptions(settings.score, settings.text_as, settings.max_length, settings.too_long)
+    grower = Grower(tokenizer, chat, options)
+    grown = grow_all(grower, checked.examples, settings.data_workers)
+    trees = tuple(entry.tree for entry in grown if isinstance(entry.tree, PromptTree))
+    unfit = [
+        Dropped(example.location, entry.tree.reason, entry.tree.detail, row)
+        for example, row, entry in zip(checked.examples, checked.rows, grown, strict=True)
+        if isinstance(entry.tree, RowFault)
+    ]
+    if settings.on_bad_row == "stop":
+        stop_at_bad_rows([entry for entry in unfit if entry.reason not in LENGTH_REASONS], checked.num_rows)
+    dropped = [*checked.dropped, *unfit]
+    if not trees:
+        raise DataError(nothing_left(checked.num_rows, dropped))
+    summary = account(checked, grown, dropped, chat, settings, tokenizer).with_sizes(trees)
+    return cache.Entry(
+        trees,
+        {
+            "summary": summary.to_dict(),
+            "dropped_rows": [entry.to_dict() for entry in dropped],
+            "first_example": show_tree(trees[0], tokenizer),
+            "fingerprint": cache.fingerprint(trees),
+            "chat_template": chat.text if chat is not None else None,
+            "end_of_turn": chat.end_of_turn if chat is not None else grower.raw_encoder.end_text,
+        },
+    )
+
+
+def check(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) -> Checked:
+    """The sources' rows as examples.
+
+    Raises:
+        DataError: a source is damaged or empty, or its format is not recognised.
+    """
+    found: list[SourceSummary] = []
+    examples: list[Example] = []
+    kept: list[Mapping[str, Any]] = []
+    dropped: list[Dropped] = []
+    num_rows = 0
+    for source in opened:
+        rows = [row if isinstance(row, Dropped) else Row(row.location, rename(row.value, settings.columns)) for row in source.rows()]
+        recognised = recognise(source.name, rows[:LOOKED_AT], kind, settings.data_format)
+        num_rows += len(rows)
+        for row in rows:
+            example = row if isinstance(row, Dropped) else example_of(row, recognised, kind)
+            if isinstance(example, Dropped):
+                dropped.append(example)
+            elif isinstance(row, Row):
+                examples.append(example)
+                kept.append(row.value)
+        found.append(source_summary(source.name, rows, recognised, kind))
+    return Checked(tuple(found), tuple(examples), tuple(kept), tuple(dropped), num_rows)
+
+
+def example_of(row: Row, recognised: Recognised, kind: Kind) -> Example | Dropped:
+    """The row's example, or the row with the reason why it has none."""
+    try:
+        return replace(recognised.format.read(Fields(row.value), kind), location=row.location)
+    except RowFault as fault:
+        return Dropped(row.location, fault.reason, fault.detail, row.value)
+
+
+def source_summary(name: str, rows: Sequence[Row | Dropped], recognised: Recognised, kind: Kind) -> SourceSummary:
+    """What there is to say about a source."""
+    entry = recognised.format
+    as_demonstration = kind == "demonstration" and entry.kind == "pair"
+    columns = dict.fromkeys(column for row in rows[:LOOKED_AT] if isinstance(row, Row) for column in row.value)
+    read = {*entry.fields} - ({"rejected"} if as_demonstration else set())
+    unread = tuple(str(column) for column in columns if column not in read)
+    says = f"{entry.says}, read as demonstrations of the chosen answer" if as_demonstration else entry.says
+    return SourceSummary(name, entry.name, says, recognised.because, len(rows), unread)
+
+
+def account(
+    checked: Checked,
+    grown: Sequence[Grown],
+    dropped: Sequence[Dropped],
+    chat: Chat | None,
+    settings: DataSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> DataSummary:
+    """The counts of a whole load."""
+    contents = [(example.prompt, example.answers) for example in checked.examples]
+    raw = [example for example in checked.examples if isinstance(example.prompt, str) and example.prompt and settings.text_as == "raw"]
+    notes = []
+    if raw and tokenizer.chat_template:
+        notes.append("prompts are plain text and are used as they are; the tokenizer has a chat template, which `--text-as chat` would use")
+    if chat is not None and chat.origin == "default":
+        notes.append(
+            "the tokenizer has no chat template: chats are written as transcripts (Human:/Assistant:), each answer closed by the end-of-sequence token"
+        )
+    return DataSummary(
+        sources=checked.sources,
+        num_rows=checked.num_rows,
+        dropped=count_reasons(dropped),
+        num_cut=sum(entry.cut for entry in grown),
+        num_merges=sum(entry.merges for entry in grown),
+        num_rewritten=sum(entry.rewritten for entry in grown),
+        num_duplicates=len(contents) - len(set(contents)),
+        num_glued=sum(is_glued(example) for example in raw),
+        template=chat.origin if chat is not None else "",
+        notes=tuple(notes),
+    )
+
+
+def is_glued(example: Example) -> bool:
+    """Whether raw text and its answers meet without white space."""
+    assert isinstance(example.prompt, str), "only raw text is glued"
+    return not example.prompt[-1].isspace() and any(not str(answer.content)[0].isspace() for answer in example.answers)
+
+
+def nothing_left(num_rows: int, dropped: Sequence[Dropped]) -> str:
+    """The message when every row was dropped."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in count_reasons(dropped).items())
+    first = dropped[0]
+    hint = " Raise max_length." if first.reason in LENGTH_REASONS else ""
+    return f"none of the {num_rows} rows can be used ({counts}). The first, {first.location}: {first.reason}: {first.detail}.{hint}"
+
+
+def write_dropped(dropped: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """Writes the rows that were left out, one JSON line each; no file where there is none.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if path is None or not dropped:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            for entry in dropped:
+                file.write(json.dumps(entry, ensure_ascii=False, default=repr) + "\n")
+    except OSError as error:
+        raise DataError(f"the dropped rows cannot be written to {path}: {error.strerror}. Give a folder that can be written.") from None

@@ -1,0 +1,182 @@
+"""Which format a source is in: found by looking at its first rows, and said aloud.
+
+A format is taken when more than half of the rows looked at fit it. Rows that could not even be
+parsed are counted too: where they are the majority nothing is guessed from the remaining few.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from prefopt.data.formats import COMMON_FIELDS, FORMATS, Format, Kind
+from prefopt.data.rows import Dropped, Row, clip
+from prefopt.errors import DataError
+
+LOOKED_AT = 100
+"""Rows that decide the format."""
+
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("question", "query", "instruction", "input", "context", "user"),
+    "chosen": ("chosen_messages", "preferred", "better", "better_answer", "accepted", "winner", "good", "answer_chosen", "chosen_response"),
+    "rejected": ("rejected_messages", "dispreferred", "worse", "worse_answer", "loser", "bad", "answer_rejected", "rejected_response"),
+    "completion": ("response", "answer", "output", "target", "reply"),
+    "messages": ("dialogue", "dialog", "chat", "conversation"),
+    "text": ("content", "document", "body", "review"),
+}
+"""What other people call our columns: used for suggestions only, never to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A source's format, and why."""
+
+    format: Format
+    because: str
+
+
+def rename(columns: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row under our names: each `field: column` of the mapping reads that column as that field.
+
+    A column that is mapped away is no longer read under its old name.
+    """
+    if not mapping:
+        return columns
+    taken = set(mapping.values())
+    kept = {name: value for name, value in columns.items() if name not in taken and name not in mapping}
+    return kept | {field: columns[column] for field, column in mapping.items() if column in columns}
+
+
+def check_mapping(mapping: Mapping[str, str]) -> None:
+    """Refuses a mapping to fields that no format has.
+
+    Raises:
+        DataError: names the unknown fields, the nearest and all that are known.
+    """
+    known = known_fields()
+    for field in mapping:
+        if field not in known:
+            close = get_close_matches(field, known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise DataError(
+                f"columns: no format has a field {clip(field)}{hint}. Known fields are {', '.join(known)}; write `field: column of your file`."
+            )
+
+
+def known_fields() -> list[str]:
+    """Every field of every format, in the table's order."""
+    names = [name for entry in FORMATS for name in (*entry.needs, *entry.optional)]
+    return list(dict.fromkeys([*names, *COMMON_FIELDS]))
+
+
+def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format: str = "auto") -> Recognised:
+    """The format of a source.
+
+    Args:
+        name: the source, for messages.
+        rows: its first rows, under our names.
+        kind: what is to be read from it.
+        data_format: the name of a format, or `auto` to look.
+
+    Raises:
+        DataError: no format is known by that name, or none fits; it lists the columns seen and the formats known.
+    """
+    usable = candidates(kind)
+    if data_format != "auto":
+        return Recognised(named(data_format, kind, usable), "as asked by data_format")
+    good = [row for row in rows if isinstance(row, Row)]
+    broken = [row for row in rows if isinstance(row, Dropped)]
+    if len(broken) > len(good):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in broken).most_common())
+        raise DataError(
+            f"{name}: {len(broken)} of the first {len(rows)} rows cannot be parsed ({reasons}; "
+            f"the first at {broken[0].location}: {broken[0].detail}). No format is guessed from the rest: mend the file, or name the format with "
+            f"data_format ({', '.join(entry.name for entry in usable)})."
+        )
+    votes = Counter(entry.name for row in good if (entry := first_fit(row.value, usable)) is not None)
+    if votes:
+        best, count = votes.most_common(1)[0]
+        if count * 2 > len(good):
+            found = next(entry for entry in usable if entry.name == best)
+            return Recognised(found, f"{count} of the first {len(good)} rows have {', '.join(found.needs)}")
+    raise DataError(not_recognised(name, [row.value for row in good], kind, usable))
+
+
+def candidates(kind: Kind) -> tuple[Format, ...]:
+    """The formats that can serve, in order: for demonstrations pairs come first, since a row that has a chosen answer has it for a reason."""
+    return tuple(entry for entry in FORMATS if kind == "demonstration" or entry.kind == kind)
+
+
+def first_fit(columns: Mapping[str, Any], usable: Iterable[Format]) -> Format | None:
+    """The first format that the row fits."""
+    return next((entry for entry in usable if entry.fits(columns)), None)
+
+
+def named(name: str, kind: Kind, usable: Sequence[Format]) -> Format:
+    """The format of that name.
+
+    Raises:
+        DataError: there is none, or it holds no pairs where pairs are needed.
+    """
+    for entry in FORMATS:
+        if entry.name == name:
+            if entry in usable:
+                return entry
+            raise DataError(
+                f"data_format {name} holds demonstrations, and this method needs pairs: {', '.join(known.name for known in usable)}."
+            )
+    names = [entry.name for entry in usable]
+    close = get_close_matches(name, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise DataError(f"data_format {clip(name)} is not known{hint}. Give auto or one of {', '.join(names)}.")
+
+
+def not_recognised(name: str, rows: Sequence[Mapping[str, Any]], kind: Kind, usable: Sequence[Format]) -> str:
+    """The message when nothing fits: columns seen, near misses, formats known."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    wanted = "pairs" if kind == "pair" else "demonstrations"
+    lines = [f"{name}: the format is not recognised: no known format for {wanted} fits more than half of the first {len(rows)} rows."]
+    lines.append(f"  columns seen: {', '.join(map(clip, columns[:40])) or 'none'}")
+    lines += [f"  near: {miss}" for miss in near_misses(rows, columns, usable)]
+    mapping = suggested_mapping(rows, columns, usable)
+    if mapping:
+        pairs = ", ".join(f"{field}: {column}" for field, column in mapping.items())
+        lines.append(f"  perhaps: columns: {{{pairs}}}")
+    if kind == "pair" and any(entry.kind == "demonstration" and all(need in columns for need in entry.needs) for entry in FORMATS):
+        lines.append(
+            "  these look like demonstrations, one answer each: `prefopt train sft` reads them; a preference method needs a chosen and a rejected answer."
+        )
+    known = [f"{entry.name} ({', '.join(entry.needs)})" for entry in usable]
+    lines.append(f"  formats known: {'; '.join(known)}")
+    lines.append("Rename columns with `columns: {field: column}`, or name a format with data_format.")
+    return "\n".join(lines)
+
+
+def near_misses(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usable: Sequence[Format]) -> list[str]:
+    """Formats that almost fit, and what keeps them from it."""
+    misses = []
+    for entry in usable:
+        missing = [need for need in entry.needs if need not in columns]
+        if len(missing) == 0:
+            wrong = {need: sum(need not in row or not test(row[need]) for row in rows) for need, test in entry.needs.items()}
+            worst = max(wrong, key=lambda need: wrong[need])
+            misses.append(
+                f"{entry.name}: the columns are there, but `{worst}` is missing or of another type in {wrong[worst]} of {len(rows)} rows"
+            )
+        elif len(missing) < len(entry.needs):
+            misses.append(f"{entry.name}: lacks {', '.join(missing)}")
+    return misses[:4]
+
+
+def suggested_mapping(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usable: Sequence[Format]) -> dict[str, str]:
+    """The mapping under which most rows would fit a format, tried with names in common use; empty where there is none."""
+    for entry in usable:
+        mapping: dict[str, str] = {}
+        for need in entry.needs:
+            other = next((column for column in columns if need not in columns and column.lower() in OTHER_NAMES.get(need, ())), None)
+            if other is not None and other not in mapping.values():
+                mapping[need] = other
+        if mapping and sum(entry.fits(rename(row, mapping)) for row in rows) * 2 > len(rows):
+            return mapping
+    return {}

@@ -1,0 +1,133 @@
+"""What a source yields: rows with their place, and the closed list of reasons why one is left out.
+
+A bad row is a value, not an accident: it travels to the summary and to `dropped.jsonl` with its
+place, its reason and what the row held, so that nothing disappears without being counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from prefopt.errors import DataError
+
+Reason = Literal[
+    "invalid_json",
+    "not_utf8",
+    "not_an_object",
+    "wrong_cells",
+    "missing_field",
+    "wrong_type",
+    "needs_text_only",
+    "unknown_role",
+    "no_prompt",
+    "no_answer",
+    "blank_answer",
+    "same_answers",
+    "prompts_differ",
+    "bad_number",
+    "control_token",
+    "template_refused",
+    "too_long",
+    "answer_too_long",
+    "last_turn_too_long",
+]
+"""Why a row is left out."""
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+LENGTH_REASONS: frozenset[Reason] = frozenset({"too_long", "answer_too_long", "last_turn_too_long"})
+"""Reasons that are no fault of the row: it does not fit in `max_length`. They never stop a run."""
+
+SHOWN = 20
+"""How many bad rows an error lists."""
+
+CLIP = 200
+"""How many characters of a value a message shows."""
+
+
+class RowFault(Exception):  # noqa: N818 (raised and caught inside this room only)
+    """A row cannot be used; caught where rows are read, never seen by users."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as its source holds it.
+
+    Attributes:
+        location: `file:line`, or `file:item` where the file has no lines.
+        value: its columns.
+    """
+
+    location: str
+    value: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One row that is left out.
+
+    Attributes:
+        location: where it stands.
+        reason: why, from the closed list.
+        detail: what exactly was found.
+        row: what it held: columns where it could be parsed, else its text.
+    """
+
+    location: str
+    reason: Reason
+    detail: str
+    row: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line of `dropped.jsonl`."""
+        return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": self.row}
+
+
+def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
+    """How many rows each reason took, the most frequent first."""
+    return dict(Counter(str(entry.reason) for entry in dropped).most_common())
+
+
+def stop_at_bad_rows(bad: list[Dropped], num_rows: int) -> None:
+    """Stops when there is a bad row.
+
+    Args:
+        bad: the bad rows, in order.
+        num_rows: how many rows were read in all.
+
+    Raises:
+        DataError: lists the first bad rows, the count by reason, and how to leave them out.
+    """
+    if not bad:
+        return
+    counts = ", ".join(f"{reason} {count}" for reason, count in count_reasons(bad).items())
+    lines = [f"{len(bad)} of {num_rows} rows cannot be used ({counts}):"]
+    lines += [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  … and {len(bad) - SHOWN} more")
+    lines.append(
+        "Mend the rows, or leave them out with `--on-bad-row drop`, which writes each with its reason to dropped.jsonl beside the run."
+    )
+    raise DataError("\n".join(lines))
+
+
+def clip(value: object) -> str:
+    """The value as a short printable text for messages."""
+    text = value if isinstance(value, str) else repr(value)
+    shown = ascii_controls(text[:CLIP])
+    return f"{shown}…" if len(text) > CLIP else shown
+
+
+def ascii_controls(text: str, *, keep_newlines: bool = False) -> str:
+    """The text with control characters, lone surrogates and odd line ends as visible escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or (keep_newlines and char == "\n") else char.encode("unicode_escape").decode("ascii") for char in text
+    )

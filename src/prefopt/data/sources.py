@@ -1,0 +1,276 @@
+"""What users give as data, made into sources that yield rows: files, folders, standard input, datasets.
+
+Nothing is parsed here beyond telling what is what; `readers` turns bytes into rows.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from prefopt.data import readers
+from prefopt.data.rows import Dropped, Row, clip
+from prefopt.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<rest>[\w.:-]+))?")
+SAVED_MARKS = ("state.json", "dataset_dict.json")
+ALLOWED = (
+    "Give a file (.jsonl, .json, .csv, .parquet, each also .gz), a folder of such files, a folder written by datasets' save_to_disk, "
+    "`-` for JSON lines on standard input, or a hub name like org/name or org/name:split."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, stream or dataset whose content is at hand, but not parsed yet.
+
+    Attributes:
+        name: short, for places and messages.
+        digest: of its content: the same rows, the same digest.
+        parse: its rows, good or broken, in order.
+    """
+
+    name: str
+    digest: str
+    parse: Callable[[], Iterable[Row | Dropped]]
+
+    def rows(self) -> list[Row | Dropped]:
+        """All its rows.
+
+        Raises:
+            DataError: it is damaged, or has no rows.
+        """
+        rows = list(self.parse())
+        if not rows:
+            raise DataError(f"{self.name} has no rows. Give a file with at least one example.")
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something to read: how to name it, and how to get its content."""
+
+    name: str
+    open: Callable[[str], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the given sources come to.
+
+    Attributes:
+        places: what to read, in order.
+        ignored: what stands in the given folders and is not read, with the reason.
+    """
+
+    places: tuple[Place, ...]
+    ignored: tuple[str, ...]
+
+
+def find(given: Sequence[str]) -> Found:
+    """What the given paths and names come to, in order.
+
+    Raises:
+        DataError: nothing given, a path that does not exist, a file of another kind, or a folder without data.
+    """
+    if not given:
+        raise DataError(f"no data was given. {ALLOWED}")
+    if list(given).count("-") > 1:
+        raise DataError("standard input (`-`) was given more than once, and can be read once only.")
+    places: list[Place] = []
+    ignored: list[str] = []
+    for item in given:
+        path, split = saved_path(item)
+        if item == "-":
+            places.append(Place("stdin", read_stdin))
+        elif is_saved(path):
+            places.append(Place(item, lambda name, path=path, split=split: from_dataset(name, load_saved(path, split))))  # type: ignore[misc]
+        elif Path(item).is_dir():
+            files, others = folder_files(Path(item))
+            places += [file_place(file) for file in files]
+            ignored += others
+        elif Path(item).exists():
+            places.append(file_place(Path(item)))
+        elif (match := HUB_NAME.fullmatch(item)) is not None and data_suffix(Path(item)) is None:
+            places.append(Place(item, lambda name, match=match: from_dataset(name, load_hub(match))))  # type: ignore[misc]
+        else:
+            raise DataError(f"{item} does not exist{near_paths(Path(item))}. {ALLOWED}")
+    return Found(tuple(with_distinct_names(places, list(given))), tuple(ignored))
+
+
+def read(place: Place) -> Source:
+    """The content of one place.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
+    return place.open(place.name)
+
+
+def data_suffix(path: Path) -> str | None:
+    """The suffix that tells how to read a file, without `.gz`; None where it is not ours."""
+    suffix = Path(path.name[: -len(".gz")]).suffix if path.name.lower().endswith(".gz") else path.suffix
+    return suffix.lower() if suffix.lower() in SUFFIXES else None
+
+
+def folder_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """A folder's data files, sorted by name, and what else stands there.
+
+    Raises:
+        DataError: it holds no data file.
+    """
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.is_file() and data_suffix(entry) is not None]
+    others = [str(entry) for entry in entries if entry not in files]
+    if not files:
+        seen = ", ".join(entry.name for entry in entries[:10]) or "nothing"
+        raise DataError(f"the folder {folder} holds no data file (it holds {seen}). {ALLOWED}")
+    return files, others
+
+
+def file_place(path: Path) -> Place:
+    """A file to read.
+
+    Raises:
+        DataError: its suffix is not ours.
+    """
+    suffix = data_suffix(path)
+    if suffix is None:
+        raise DataError(
+            f"{path}: files that end in {clip(path.suffix) or 'nothing'} are not read. {ALLOWED} A file of JSON lines can be renamed to .jsonl."
+        )
+    return Place(path.name, lambda name: read_file(path, suffix, name))
+
+
+def with_distinct_names(places: list[Place], given: list[str]) -> Iterator[Place]:
+    """The places under short names, numbered where two are called the same, so that a row's place is one place."""
+    names = [place.name for place in places]
+    seen: dict[str, int] = {}
+    for place in places:
+        seen[place.name] = seen.get(place.name, 0) + 1
+        distinct = place.name if names.count(place.name) == 1 else f"{place.name}({seen[place.name]})"
+        yield Place(distinct, place.open)
+
+
+def read_file(path: Path, suffix: str, name: str) -> Source:
+    """All rows of a file.
+
+    Raises:
+        DataError: it cannot be read or is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    digest = sha256(content).hexdigest()
+    if not content:
+        raise DataError(f"{path} is empty. Give a file with at least one example.")
+    reader = {".jsonl": readers.json_lines, ".json": readers.json_array, ".csv": readers.csv_table, ".parquet": readers.parquet}[suffix]
+    packed = path.name.lower().endswith(".gz")
+    return Source(name, digest, lambda: reader(readers.gunzip(content, str(path)) if packed else content, name))
+
+
+def read_stdin(name: str) -> Source:
+    """JSON lines from standard input.
+
+    Raises:
+        DataError: nothing is piped in.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DataError(
+            "`-` reads JSON lines from standard input, and nothing is piped in. Try: cat pairs.jsonl | prefopt train dpo --data - ..."
+        )
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise DataError("standard input is empty. Pipe JSON lines into the command.")
+    return Source(name, sha256(content).hexdigest(), lambda: readers.json_lines(content, name))
+
+
+def from_dataset(name: str, dataset: Any) -> Source:
+    """All rows of an object of the `datasets` library, through arrow, so that images or audio are never decoded."""
+    table = dataset.with_format("arrow")[:]
+    rows = tuple(readers.table_rows(table.to_batches(), name))
+    return Source(name, readers.rows_digest(rows), lambda: rows)
+
+
+def saved_path(item: str) -> tuple[Path, str | None]:
+    """A saved dataset's folder and the split asked for, from `folder` or `folder:split`."""
+    folder, _, split = item.rpartition(":")
+    return (Path(folder), split) if folder and not Path(item).exists() and is_saved(Path(folder)) else (Path(item), None)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `datasets` wrote this folder."""
+    return any((path / mark).is_file() for mark in SAVED_MARKS)
+
+
+def load_saved(path: Path, split: str | None) -> Any:
+    """The dataset in a folder written by `save_to_disk`.
+
+    Raises:
+        DataError: it is damaged, or has several splits and none was named.
+    """
+    from datasets import load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # the library raises whatever its parts raise
+        raise DataError(f"{path} looks like a saved dataset and cannot be read: {first_line(error)}.") from None
+    return one_split(loaded, str(path), split)
+
+
+def load_hub(match: re.Match[str]) -> Any:
+    """A dataset of the hub, by `org/name`, `org/name:split` or `org/name:config:split`.
+
+    Raises:
+        DataError: there is none of that name here or there, or the hub cannot be reached.
+    """
+    from datasets import load_dataset
+
+    name = match["name"]
+    *config, split = (match["rest"] or "").split(":")
+    try:
+        loaded = load_dataset(name, *config)
+    except Exception as error:  # the library raises whatever its parts raise
+        raise DataError(
+            f"{match.string} is no file or folder here{near_paths(Path(match.string))}, and the hub gave no dataset of that name: {first_line(error)}. "
+            f"Check the name and the network. {ALLOWED}"
+        ) from None
+    return one_split(loaded, name, split or None)
+
+
+def one_split(loaded: Any, name: str, split: str | None) -> Any:
+    """The split that was named, else the only one, else `train`.
+
+    Raises:
+        DataError: there is no such split; it lists those there are.
+    """
+    if not isinstance(loaded, dict):
+        if split is not None:
+            raise DataError(f"{name} has no splits, and {split} was asked for. Leave `:{split}` away.")
+        return loaded
+    wanted = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None)
+    if wanted not in loaded:
+        asked = f"has no split {wanted}" if wanted else "has several splits"
+        raise DataError(f"{name} {asked}; there are {', '.join(loaded)}. Write {name}:{next(iter(loaded))}.")
+    return loaded[wanted]
+
+
+def first_line(error: Exception) -> str:
+    """The error in a line."""
+    return f"{type(error).__name__}: {clip(str(error).strip().partition(chr(10))[0]).rstrip('.')}"
+
+
+def near_paths(path: Path) -> str:
+    """' (did you mean …?)' with names in the same folder that are close."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f" (nor does the folder {path.parent})"
+    close = get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(str(path.parent / name) for name in close)}?)" if close else ""

@@ -1,0 +1,1 @@
+"""What strings stages together: a model from nothing, the quickstart."""

@@ -1,0 +1,106 @@
+"""Several methods one after the other from one file: `stages: [sft, dpo]`.
+
+    model: base
+    stages: [sft, dpo]
+    out: runs/aligned
+    sft: {data: [demonstrations.jsonl], epochs: 3}
+    dpo: {data: [pairs.jsonl], beta: 0.1}
+
+Keys at the top hold for all stages, those under a stage's name for that stage. Each stage starts from the model of the
+one before, and a stage with a reference refers to it. After a stage that trained an adapter the next goes on with that
+adapter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.config import check
+from prefopt.errors import ConfigError
+from prefopt.methods.method import Method
+from prefopt.training.assemble import method_named, settings_for
+from prefopt.training.settings import RunSettings
+
+NEW_ADAPTER = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: a method, and the settings of its run."""
+
+    name: str
+    method: type[Method]
+    settings: RunSettings
+
+
+def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[Stage]:
+    """All stages, checked before the first one runs.
+
+    Args:
+        values: what the file says.
+        overrides: settings that win over the file, at the top and under every stage.
+
+    Raises:
+        ConfigError: a stage is no method, is named twice, or its settings are wrong; `out` or `model` is missing.
+    """
+    names = values.get("stages")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"stages must list methods in their order, for example [sft, dpo] (given: {names!r})")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"stages: each method stands once (given: {', '.join(names)})")
+    shared = {name: value for name, value in values.items() if name not in ("stages", *names)}
+    for missing in ("model", "out"):
+        if missing not in {**shared, **overrides}:
+            raise ConfigError(f"{missing}: is required at the top of a file with stages, and was not given")
+    stages: list[Stage] = []
+    for name in names:
+        method = method_named(name)
+        own = values.get(name) or {}
+        if not isinstance(own, dict):
+            raise ConfigError(f"{name}: must hold that stage's settings as `name: value` lines (given: {own!r})")
+        if clash := sorted({"model", "out", "method"} & own.keys()):
+            raise ConfigError(f"{name}.{clash[0]}: a stage takes its model and its folder from the top of the file")
+        merged = {**_understood(shared, method, names), **own, **_understood(overrides, method, names)}
+        merged["out"] = Path(merged["out"]) / name
+        if stages:
+            merged["model"] = str(stages[-1].settings.out / "model")
+            merged.pop("adapter", None)
+            if stages[-1].settings.lora_rank or stages[-1].settings.adapter:
+                merged = {key: value for key, value in merged.items() if key not in NEW_ADAPTER or key in own}
+        stages.append(Stage(name, method, check(settings_for(method), merged, source=f"the stage {name}")))
+    return stages
+
+
+def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Path:
+    """Run all stages. With `resume`, finished ones are passed over and an interrupted one goes on.
+
+    Returns:
+        the folder of the last stage's model.
+
+    Raises:
+        ConfigError: as `plan_stages`.
+        PrefoptError: from a stage.
+    """
+    stages = plan_stages(values, overrides or {})
+    from prefopt.training.narrator import Terminal
+    from prefopt.training.run import train  # loads torch: only once all settings are right
+
+    narrator = Terminal()
+    for place, stage in enumerate(stages, 1):
+        settings = stage.settings
+        if settings.resume and (settings.out / "summary.json").is_file():
+            narrator.say(f"stage {place} of {len(stages)}, {stage.name}: done before, in {settings.out}")
+            continue
+        if settings.resume and not (settings.out / "checkpoints").is_dir():
+            settings = settings.model_copy(update={"resume": False, "overwrite": settings.out.is_dir()})
+        narrator.say(f"stage {place} of {len(stages)}: {stage.name}")
+        train(stage.name, settings, narrator=narrator)
+    return stages[-1].settings.out / "model"
+
+
+def _understood(values: Mapping[str, Any], method: type[Method], stages: list[str]) -> dict[str, Any]:
+    """The shared keys without those that belong to another stage's method only (a β at the top is not SFT's)."""
+    own = settings_for(method).model_fields
+    others = {key for name in stages for key in settings_for(method_named(name)).model_fields}
+    return {key: value for key, value in values.items() if key in own or key not in others}

@@ -1,0 +1,60 @@
+"""`prefopt data`: what is said about files before anything is trained on them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import main
+
+PAIRS = [
+    {"prompt": "How do I boil an egg?", "chosen": " In water.", "rejected": " I do not know."},
+    {"prompt": "Is the sea wide?", "chosen": " Yes, it is.", "rejected": " No."},
+]
+
+
+def written(folder: Path, rows: list[dict[str, str]]) -> str:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rows_are_counted_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", written(tmp_path, PAIRS)]) == 0
+    out = capsys.readouterr().out
+    assert "pairs.jsonl: 2 rows" in out
+    assert "2 rows -> 2 examples" in out
+
+
+def test_bad_rows_stop_or_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = written(tmp_path, [*PAIRS, {**PAIRS[0], "chosen": " "}])
+    assert main(["data", path]) == 2
+    assert "pairs.jsonl:3" in capsys.readouterr().err
+    assert main(["data", path, "--on-bad-row", "drop"]) == 0
+    out = capsys.readouterr().out
+    assert "3 rows -> 2 examples" in out
+    assert "dropped 1: blank_answer 1" in out
+
+
+def test_with_a_model_the_first_example_is_shown_as_tokens(tmp_path: Path, model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
+    assert main(["data", written(tmp_path, PAIRS), "--model", str(model_folder())]) == 0
+    out = capsys.readouterr().out
+    assert "2 rows -> 2 examples" in out
+    assert "the first example:" in out
+    assert "How do I boil an egg?" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["none.jsonl"], "none.jsonl"),
+        ([], "--data: is required"),
+        (["x.jsonl", "--max-length", "100"], "max_length shape tokens, and those need a tokenizer: give model too"),
+        (["x.jsonl", "--eval-data", "y"], "--eval-data: no such flag"),
+        (["x.jsonl", "--kind", "triple"], "--kind: must be pair or demonstration (given: triple)"),
+    ],
+)
+def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], words: list[str], says: str):
+    assert main(["data", *words]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""The learning rate by step, worked by hand."""
+
+import pytest
+
+from prefopt.training.optimizer import Schedule
+
+
+def rates(shape: str, steps: int = 10, warmup: float = 0.2) -> list[float]:
+    schedule = Schedule(peak=1.0, num_steps=steps, warmup_ratio=warmup, shape=shape)
+    return [schedule.at(step) for step in range(steps)]
+
+
+def test_warm_up_rises_to_the_peak():
+    for shape in ("cosine", "linear", "constant"):
+        assert rates(shape)[:3] == [0.5, 1.0, 1.0]
+
+
+def test_linear_falls_by_equal_steps():
+    assert rates("linear")[2:] == pytest.approx([1 - k / 8 for k in range(8)])
+
+
+def test_cosine_passes_its_half_in_the_middle():
+    assert rates("cosine")[6] == pytest.approx(0.5)
+
+
+def test_constant_stays():
+    assert set(rates("constant", warmup=0.0)) == {1.0}
+
+
+def test_one_step_takes_the_peak():
+    assert rates("cosine", steps=1, warmup=0.1) == [1.0]
