@@ -41,7 +41,8 @@ def test_counts_first_example_and_places(write, settings, tokenizer):
         / sum(2 * len(one.prompt_ids) + sum(len(branch.ids) for branch in one.completions) for one in made.trees)
     )
     assert made.first_example == (
-        f"── prompt, {len(tree.prompt_ids)} tokens (pairs.jsonl:1) ──\nquestion 0? \n── chosen, {len(tree.completions[0].ids)} tokens ──\ngood answer<eos>\n"
+        f"── prompt, {len(tree.prompt_ids)} tokens (pairs.jsonl:1) ──\nquestion 0? \n"
+        f"── chosen, {len(tree.completions[0].ids)} tokens ──\ngood answer<eos>\n"
         f"── rejected, {len(tree.completions[1].ids)} tokens ──\nbad<eos>"
     )
     lines = "\n".join(summary.lines())
@@ -307,7 +308,7 @@ NAMES = strategies.sampled_from(sorted({name for entry in FORMATS for name in en
 ROWS = strategies.dictionaries(NAMES | strategies.text(max_size=3), VALUES, max_size=6)
 
 
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@hypothesis_settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rows=strategies.lists(ROWS | SCALARS, min_size=1, max_size=5),
     entry=strategies.sampled_from(FORMATS),
@@ -329,7 +330,7 @@ def test_any_row_is_counted_or_refused(rows, entry, kind, good, write, settings,
     assert set(made.summary.dropped) <= set(REASONS)
 
 
-@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=strategies.binary(max_size=200), name=strategies.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"]))
 def test_any_bytes_are_counted_or_refused(content, name, settings, tokenizer, tmp_path):
     (tmp_path / name).write_bytes(content)

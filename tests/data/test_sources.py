@@ -92,7 +92,7 @@ def test_csv_quote_that_never_closes_is_counted(write):
 
 @pytest.mark.parametrize("header", ["", "a,a", ","])
 def test_csv_without_a_usable_header(write, header):
-    with pytest.raises(DataError, match="first line of distinct column names|has no rows"):
+    with pytest.raises(DataError, match=r"first line of distinct column names|has no rows"):
         rows_of(write("a.csv", [header, "1,2"]))
 
 
@@ -165,6 +165,13 @@ def test_near_names_are_suggested(write, tmp_path):
         sources.find([str(tmp_path / "pair.jsonl")])
     with pytest.raises(DataError, match="nor does the folder"):
         sources.find([str(tmp_path / "nowhere" / "at" / "pairs.jsonl")])
+
+
+def test_a_forgotten_suffix_is_not_sought_on_the_hub(write, tmp_path, monkeypatch):
+    write("pairs.jsonl", [{"text": "a"}])
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(DataError, match=r"does not exist \(did you mean .*pairs\.jsonl\?\)"):
+        sources.find([f"{tmp_path.name}/pairs"])
 
 
 def test_other_suffixes_say_what_is_allowed(write):
@@ -242,7 +249,7 @@ def test_hub_out_of_reach(monkeypatch):
         raise ConnectionError("no route\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match="org/name is no file or folder here .*ConnectionError: no route"):
+    with pytest.raises(DataError, match=r"org/name is no file or folder here .*ConnectionError: no route"):
         rows_of("org/name")
 
 

@@ -67,6 +67,29 @@ def test_chatml_ends_with_its_token_and_loses_the_newline_behind_it(chatml):
     assert [one.rank for one in grown.tree.completions] == [0, 1]
 
 
+HEADERS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CLOSING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}"
+INSTRUCTION = (
+    "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}"
+)
+OPENED = "<|im_start|>user\nred<|im_end|>\n<|im_start|>assistant\n"
+FAMILIES = {
+    "headers": ("{{ bos_token }}" + HEADERS + OPENING, "<bos>" + OPENED, "blue<|im_end|>"),
+    "instruction": ("{{ bos_token }}" + INSTRUCTION, "<bos>[INST] red [/INST]", " blue<eos>"),
+    "another name": ((HEADERS + OPENING).replace("m.role", "'user' if m.role == 'user' else 'assistant'"), OPENED, "blue<|im_end|>"),
+    "closed": (HEADERS + CLOSING, OPENED, "blue<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_templates(tokenizer, family):
+    template, prompt, answer = FAMILIES[family]
+    grown = grow(tokenizer, chat_pair(turns("u: red"), turns("a: blue"), turns("a: green")), template=template)
+    assert texts(tokenizer, grown.tree) == [prompt, answer, answer.replace("blue", "green")]
+    assert grown.rewritten == 0
+
+
 def test_exact_ids_of_a_word_level_chat():
     id_of = WORDS.convert_tokens_to_ids
     tree = grow(WORDS, chat_pair(turns("u: q"), turns("a: a b"), turns("a: c")), template=WORD_CHATML).tree
@@ -86,7 +109,8 @@ def test_the_default_template_is_a_transcript_and_ends_with_eos(tokenizer):
 
 
 def test_a_template_without_an_end_gets_eos(tokenizer):
-    template = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
     tree = grow(tokenizer, chat_pair(turns("u: q"), turns("a: yes"), turns("a: no")), template=template).tree
     assert texts(tokenizer, tree) == ["[user] q\n[assistant]", " yes<eos>", " no<eos>"]
     conversation = Example(turns("u: q", "a: x", "u: r"), (Answer(turns("a: yes")),))

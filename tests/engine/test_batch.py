@@ -92,11 +92,10 @@ def test_what_predicts_a_token_stands_just_before_it(sharing: Sharing):
     ]
     batch = pack(trees, sharing=sharing)
     ids = batch.input_ids.flatten().tolist()
-    before = [
-        [*tree.prompt_ids.tolist(), *completion.ids.tolist()][len(tree.prompt_ids) - 1 : -1]
-        for tree in trees
-        for completion in tree.completions
+    rows = [
+        (len(tree.prompt_ids), [*tree.prompt_ids.tolist(), *completion.ids.tolist()]) for tree in trees for completion in tree.completions
     ]
+    before = [row[prompt - 1 : -1] for prompt, row in rows]
     assert [ids[position] for position in batch.predict_from_N.tolist()] == [token for row in before for token in row]
     assert batch.target_N.tolist() == [token for completion in batch.completions for token in completion.ids.tolist()]
     assert [ids[position] for position in batch.last_C.tolist()] == [completion.ids[-1] for completion in batch.completions]
@@ -143,9 +142,8 @@ def test_cost_counts_a_shared_prompt_once():
 
 
 def pairs(num_pairs: int) -> TreeBatch:
-    return pack(
-        [PromptTree(token_ids([1]), (Completion(token_ids([2])), Completion(token_ids([3])))) for _ in range(num_pairs)], sharing="flat"
-    )
+    tree = PromptTree(token_ids([1]), (Completion(token_ids([2])), Completion(token_ids([3]))))
+    return pack([tree] * num_pairs, sharing="flat")
 
 
 def test_as_pairs_takes_chosen_and_rejected_apart():

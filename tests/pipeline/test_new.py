@@ -17,7 +17,10 @@ from prefopt.pipeline.new import new_model, strings_of
 from prefopt.pipeline.new_settings import NewSettings
 
 TEXT = "The film about a sailor is superb. The film about a widow is dull.\nI saw it by the sea, and it didn't matter.\n" * 20
-HARD = ["e\u0301 and é", "日本語 ✓ 😀\u200d👩", "\x00\x7f \t\r\n  two  spaces ", "don't , stop . it's", "12345 ｆｕｌｌ", "ﬁ \u2028 \u0130", ""]
+HARD = [
+    "e\u0301 and é", "日本語 ✓ 😀\u200d👩", "\x00\x7f \t\r\n  two  spaces ",
+    "don't , stop . it's", "12345 ｆｕｌｌ", "ﬁ \u2028 \u0130", "",
+]  # fmt: skip
 
 Make = Callable[..., Path]
 
@@ -31,8 +34,9 @@ def texts_file(folder: Path) -> Path:
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def make(**given: object) -> Path:
-        values = {"text": [str(texts_file(tmp_path))], "out": tmp_path / "model", "vocabulary": 320, "hidden": 16, "layers": 2, "heads": 2, "context": 64}
-        return new_model(check(NewSettings, {**values, **given}), say=lambda line: None)
+        small = {"vocabulary": 320, "hidden": 16, "layers": 2, "heads": 2, "context": 64}
+        values = {"text": [str(texts_file(tmp_path))], "out": tmp_path / "model", **small, **given}
+        return new_model(check(NewSettings, values), say=lambda line: None)
 
     return make
 
@@ -108,14 +112,16 @@ def test_says_what_was_made(tmp_path: Path) -> None:
     lines: list[str] = []
     text = tmp_path / "text.txt"
     text.write_text("abc abc\n", encoding="utf-8")
-    new_model(NewSettings(text=[str(text)], out=tmp_path / "m", vocabulary=1000, hidden=16, layers=1, heads=2, intermediate=32, context=64), say=lines.append)
-    # bytes and special tokens 260, merges ab, abc, " abc"; embeddings 263·16; attention 4·16·16 + 2·8; feed-forward 3·16·32; norms 3·16: 4208 + 1040 + 1536 + 48
+    shape = {"vocabulary": 1000, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 32, "context": 64}
+    new_model(NewSettings(text=[str(text)], out=tmp_path / "m", **shape), say=lines.append)
+    # Tokens: 260 bytes and special ones, and the merges ab, abc, " abc". Embeddings 263·16; attention 4·16·16 + 2·8;
+    # feed-forward 3·16·32; norms 3·16: 4208 + 1040 + 1536 + 48.
     assert lines == [f"{tmp_path / 'm'}: qwen3, 6,832 parameters, 263 tokens (of 1,000 asked: the text has no more pairs to merge)"]
 
 
 def test_leaves_what_is_there_alone(make: Make, tmp_path: Path) -> None:
     folder = make()
-    with pytest.raises(RunError, match="already holds a model.*overwrite"):
+    with pytest.raises(RunError, match=r"already holds a model.*overwrite"):
         make()
     make(overwrite=True, hidden=32)
     assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 32
@@ -134,7 +140,7 @@ def test_leaves_what_is_there_alone(make: Make, tmp_path: Path) -> None:
         ("blank.txt", b" \n\n \n", "no text in"),
         ("numbers.jsonl", b'{"a": 1}\n', "no text in"),
         ("broken.jsonl", b'{"a": "b"}\n{"a\n', "broken.jsonl:2 is not JSON"),
-        ("latin.txt", "tea\ncaf\xe9".encode("latin-1"), "latin.txt:2 is not UTF-8: byte 4 there is 0xe9"),
+        ("latin.txt", "tea\ncaf\xe9".encode("latin-1"), "latin.txt:2 is not UTF-8 .byte 4 is 0xe9"),
         ("damaged.txt.gz", gzip.compress(b"hello" * 100)[:-20], "cannot read .*damaged"),
     ],
 )
@@ -147,7 +153,7 @@ def test_refuses_files_without_text(make: Make, tmp_path: Path, name: str, conte
 
 
 def test_refuses_a_missing_file(make: Make) -> None:
-    with pytest.raises(DataError, match="no file nowhere.txt"):
+    with pytest.raises(DataError, match=r"no file nowhere\.txt"):
         make(text=["nowhere.txt"])
 
 

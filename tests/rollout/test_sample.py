@@ -31,9 +31,8 @@ def test_greedy_is_transformers_greedy_whatever_the_padding(make_model: MakeMode
     model = sharp(make_model, architecture).eval()
     together = sample(model, PROMPTS, eos_ids=NO_END, max_new_tokens=12, temperature=0)
     for prompt, (completion,) in zip(PROMPTS, together, strict=True):
-        alone = model.generate(
-            torch.tensor(prompt.tolist())[None], generation_config=GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)
-        )
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)
+        alone = model.generate(torch.tensor(prompt.tolist())[None], generation_config=greedy)
         assert completion.tolist() == alone[0, len(prompt) :].tolist()[:12]
 
 
@@ -51,7 +50,8 @@ def test_the_seed_fixes_samples_whatever_the_batches(make_model: MakeModel) -> N
 def test_completions_end_with_the_first_end_or_at_the_limit(make_model: MakeModel) -> None:
     model = make_model("llama", seed=1)  # nearly uniform over its tokens: ends come at varied places
     eos_ids = set(range(2, 40))
-    completions = [ids.tolist() for of_prompt in sample(model, PROMPTS, eos_ids=eos_ids, num_per_prompt=16, max_new_tokens=8, seed=0) for ids in of_prompt]
+    samples = sample(model, PROMPTS, eos_ids=eos_ids, num_per_prompt=16, max_new_tokens=8, seed=0)
+    completions = [ids for of_prompt in as_lists(samples) for ids in of_prompt]
     ended = [ids for ids in completions if ids[-1] in eos_ids]
     assert len({len(ids) for ids in ended}) > 3
     assert all(not eos_ids & set(ids[:-1]) for ids in completions)
@@ -68,7 +68,7 @@ def test_cuts_after_the_end() -> None:
 
 def test_draws_follow_the_distribution_at_the_temperature(make_model: MakeModel) -> None:
     model = sharp(make_model).eval()
-    (completions,) = sample(model, [PROMPTS[0]], eos_ids=NO_END, num_per_prompt=4000, max_new_tokens=1, temperature=1.7, seed=0, batch_size=1000)
+    (completions,) = sample(model, PROMPTS[:1], eos_ids=NO_END, num_per_prompt=4000, max_new_tokens=1, temperature=1.7, batch_size=1000)
     frequency = np.bincount([int(ids[0]) for ids in completions], minlength=model.config.vocab_size) / 4000
     with torch.no_grad():
         probability = (model(torch.tensor(PROMPTS[0].tolist())[None]).logits[0, -1] / 1.7).softmax(-1).numpy()
@@ -126,7 +126,7 @@ def test_refuses_what_cannot_work(make_model: MakeModel) -> None:
     with pytest.raises(ModelError, match="cannot generate"):
         sample(model.model, PROMPTS, eos_ids=NO_END, max_new_tokens=1)
     for wrong in ({"max_new_tokens": 0}, {"num_per_prompt": 0}, {"temperature": -1.0}, {"batch_size": 0}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"at least 1|0 or more"):
             sample(model, PROMPTS, **({"eos_ids": NO_END, "max_new_tokens": 1} | wrong))
     with pytest.raises(ValueError, match="at least one token"):
         sample(model, [token_ids([])], eos_ids=NO_END, max_new_tokens=1)

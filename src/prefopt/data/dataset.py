@@ -250,7 +250,8 @@ def account(
         notes.append("prompts are plain text and are used as they are; the tokenizer has a chat template, which `--text-as chat` would use")
     if chat is not None and chat.origin == "default":
         notes.append(
-            "the tokenizer has no chat template: chats are written as transcripts (Human:/Assistant:), each answer closed by the end-of-sequence token"
+            "the tokenizer has no chat template: chats are written as transcripts (Human:/Assistant:), "
+            "each answer closed by the end-of-sequence token"
         )
     return DataSummary(
         sources=checked.sources,

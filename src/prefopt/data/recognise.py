@@ -60,7 +60,8 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
             close = get_close_matches(field, known, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise DataError(
-                f"columns: no format has a field {clip(field)}{hint}. Known fields are {', '.join(known)}; write `field: column of your file`."
+                f"columns: no format has a field {clip(field)}{hint}. Known fields are {', '.join(known)}; "
+                "write `field: column of your file`."
             )
 
 
@@ -91,7 +92,8 @@ def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format:
         reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in broken).most_common())
         raise DataError(
             f"{name}: {len(broken)} of the first {len(rows)} rows cannot be parsed ({reasons}; "
-            f"the first at {broken[0].location}: {broken[0].detail}). No format is guessed from the rest: mend the file, or name the format with "
+            f"the first at {broken[0].location}: {broken[0].detail}). "
+            "No format is guessed from the rest: mend the file, or name the format with "
             f"data_format ({', '.join(entry.name for entry in usable)})."
         )
     votes = Counter(entry.name for row in good if (entry := first_fit(row.value, usable)) is not None)
@@ -104,7 +106,7 @@ def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format:
 
 
 def candidates(kind: Kind) -> tuple[Format, ...]:
-    """The formats that can serve, in order: for demonstrations pairs come first, since a row that has a chosen answer has it for a reason."""
+    """The formats that can serve, in the table's order: a row that has a chosen answer has it for a reason, so pairs come first."""
     return tuple(entry for entry in FORMATS if kind == "demonstration" or entry.kind == kind)
 
 
@@ -145,7 +147,8 @@ def not_recognised(name: str, rows: Sequence[Mapping[str, Any]], kind: Kind, usa
         lines.append(f"  perhaps: columns: {{{pairs}}}")
     if kind == "pair" and any(entry.kind == "demonstration" and all(need in columns for need in entry.needs) for entry in FORMATS):
         lines.append(
-            "  these look like demonstrations, one answer each: `prefopt train sft` reads them; a preference method needs a chosen and a rejected answer."
+            "  these look like demonstrations, one answer each: `prefopt train sft` reads them; "
+            "a preference method needs a chosen and a rejected answer."
         )
     known = [f"{entry.name} ({', '.join(entry.needs)})" for entry in usable]
     lines.append(f"  formats known: {'; '.join(known)}")

@@ -23,7 +23,7 @@ class DataSettings(Settings):
     template_args: dict[str, Any] = Setting({}, help="Further arguments for the chat template.")
     text_as: Literal["raw", "chat"] = Setting(
         "raw",
-        help="What prompts and answers given as plain text are: `raw` text that is used as it is, or a `chat` of one question and one answer.",
+        help="Prompts and answers given as plain text: `raw` takes them as they are, `chat` as one question and one answer.",
     )
     score: Literal["completion", "assistant"] = Setting(
         "completion", help="What SFT learns of a conversation: the last answer, or every assistant turn."

@@ -96,7 +96,7 @@ def find(given: Sequence[str]) -> Found:
             ignored += others
         elif Path(item).exists():
             places.append(file_place(Path(item)))
-        elif (match := HUB_NAME.fullmatch(item)) is not None and data_suffix(Path(item)) is None:
+        elif (match := HUB_NAME.fullmatch(item)) is not None and not looks_local(Path(item)):
             places.append(Place(item, lambda name, match=match: from_dataset(name, load_hub(match))))  # type: ignore[misc]
         else:
             raise DataError(f"{item} does not exist{near_paths(Path(item))}. {ALLOWED}")
@@ -142,7 +142,8 @@ def file_place(path: Path) -> Place:
     suffix = data_suffix(path)
     if suffix is None:
         raise DataError(
-            f"{path}: files that end in {clip(path.suffix) or 'nothing'} are not read. {ALLOWED} A file of JSON lines can be renamed to .jsonl."
+            f"{path}: files that end in {clip(path.suffix) or 'nothing'} are not read. {ALLOWED} "
+            "A file of JSON lines can be renamed to .jsonl."
         )
     return Place(path.name, lambda name: read_file(path, suffix, name))
 
@@ -238,8 +239,8 @@ def load_hub(match: re.Match[str]) -> Any:
         loaded = load_dataset(name, *config)
     except Exception as error:  # the library raises whatever its parts raise
         raise DataError(
-            f"{match.string} is no file or folder here{near_paths(Path(match.string))}, and the hub gave no dataset of that name: {first_line(error)}. "
-            f"Check the name and the network. {ALLOWED}"
+            f"{match.string} is no file or folder here{near_paths(Path(match.string))}, and the hub gave no dataset of that name: "
+            f"{first_line(error)}. Check the name and the network. {ALLOWED}"
         ) from None
     return one_split(loaded, name, split or None)
 
@@ -264,6 +265,11 @@ def one_split(loaded: Any, name: str, split: str | None) -> Any:
 def first_line(error: Exception) -> str:
     """The error in a line."""
     return f"{type(error).__name__}: {clip(str(error).strip().partition(chr(10))[0]).rstrip('.')}"
+
+
+def looks_local(path: Path) -> bool:
+    """Whether a name that is no file was rather meant as one than as a hub name: by its suffix, or by a close name beside it."""
+    return data_suffix(path) is not None or (path.parent.is_dir() and "did you mean" in near_paths(path))
 
 
 def near_paths(path: Path) -> str:

@@ -133,8 +133,8 @@ class DataSummary:
             )
         lines += [f"{count:,} {words}" for count, words in self.remarks() if count]
         lines.append(
-            f"{self.num_tokens:,} tokens; prompt {self.mean_prompt:.0f} and answer {self.mean_answer:.0f} on average, the longest together {self.longest:,}; "
-            f"{self.prompt_share:.0%} of what would be read without sharing is prompt"
+            f"{self.num_tokens:,} tokens; prompt {self.mean_prompt:.0f} and answer {self.mean_answer:.0f} on average, "
+            f"the longest together {self.longest:,}; {self.prompt_share:.0%} of what would be read without sharing is prompt"
         )
         return lines + [f"note: {note}" for note in self.notes]
 
@@ -147,7 +147,7 @@ class DataSummary:
             (self.num_merges, "answers were tokenised apart from their prompt, because joint tokenisation merges across the boundary"),
             (
                 self.num_rewritten,
-                "answers were set behind their prompt as they stand, because the chat template writes prompts differently once an answer follows",
+                "answers were set behind their prompt as they stand: the chat template writes a prompt differently once an answer follows",
             ),
             (self.num_duplicates, "examples repeat an earlier one exactly (kept)"),
             (self.num_glued, "answers follow their raw-text prompt without white space between"),

@@ -288,7 +288,8 @@ def eos_text(tokenizer: "PreTrainedTokenizerBase") -> str:
     """
     if not isinstance(tokenizer.eos_token, str) or not tokenizer.eos_token:
         raise DataError(
-            "the tokenizer has no end-of-sequence token, so nothing can end an answer. Set tokenizer.eos_token and save it, or give a chat_template that ends turns."
+            "the tokenizer has no end-of-sequence token, so nothing can end an answer. "
+            "Set tokenizer.eos_token and save it, or give a chat_template that ends turns."
         )
     return tokenizer.eos_token
 

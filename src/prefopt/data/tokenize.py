@@ -170,7 +170,7 @@ class Grower:
             return too_long_answer(smallest, limit)
         return RowFault(
             "last_turn_too_long",
-            f"{smallest.longest} tokens are left when only the last turn before the answer is kept, and max_length is {limit}; turns are cut as a whole",
+            f"{smallest.longest} tokens are left when only the last turn before the answer is kept, and max_length is {limit}",
         )
 
 

@@ -49,7 +49,8 @@ def grow_all(grower: Grower, examples: Sequence[Example], asked_workers: int) ->
                 return grown
             except BrokenProcessPool:
                 warnings.warn(
-                    "the processes that tokenize could not start or were killed; going on in one process. A script that calls prefopt needs "
+                    "the processes that tokenize could not start or were killed; going on in one process. "
+                    "A script that calls prefopt needs "
                     "`if __name__ == '__main__':` around the call, or data_workers: 1",
                     stacklevel=2,
                 )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from prefopt.engine.layout import FlatLayout, TreeSpan
+from prefopt.engine.layout import FlatLayout
 
 TREE_ATTENTION = "prefopt_tree"
 """The name under which transformers knows it: `model.set_attn_implementation(TREE_ATTENTION)`."""
@@ -86,22 +86,20 @@ def _per_tree(
     query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
+    # Split once: slicing the row per tree would fill a gradient of the whole row with zeros for every slice.
+    stretches = zip(*(row.split(layout.stretches, dim=1) for row in (query, key, value)), strict=True)
     pieces: list[Tensor] = []
     for span in layout.spans:
-        first_length = span.prompt + span.completions[0]
-        whole = slice(span.start, span.start + first_length)
-        mask = None if window is None else layout.first_branch_mask(first_length, window, query.dtype)
-        pieces.append(_stretch(query[:, whole], key[:, whole], value[:, whole], mask, scale, softcap, sinks, layout))
-        for first, length in list(span.branches())[1:]:
-            branch = slice(first, first + length)
+        queries, keys, values = next(stretches)
+        prompt_keys, prompt_values = keys[:, : span.prompt], values[:, : span.prompt]
+        mask = None if window is None else layout.first_branch_mask(queries.shape[1], window, query.dtype)
+        pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout))
+        for length in span.completions[1:]:
+            queries, keys, values = next(stretches)
             mask = layout.later_branch_mask(span.prompt, length, window, query.dtype)
-            keys, values = _with_prompt(key, span, branch), _with_prompt(value, span, branch)
-            pieces.append(_stretch(query[:, branch], keys, values, mask, scale, softcap, sinks, layout))
+            keys, values = torch.cat([prompt_keys, keys], dim=1), torch.cat([prompt_values, values], dim=1)
+            pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout))
     return torch.cat(pieces, dim=1).transpose(0, 1)
-
-
-def _with_prompt(row: Tensor, span: TreeSpan, branch: slice) -> Tensor:
-    return torch.cat([row[:, span.start : span.start + span.prompt], row[:, branch]], dim=1)
 
 
 def _stretch(

@@ -77,6 +77,11 @@ class FlatLayout:
         return self.spans[-1].end
 
     @property
+    def stretches(self) -> list[int]:
+        """Lengths of the causal stretches, in order: each prompt with its first completion, then each other completion."""
+        return [length for span in self.spans for length in (span.prompt + span.completions[0], *span.completions[1:])]
+
+    @property
     def longest_branch(self) -> int:
         """Tokens of the longest prompt with completion: a window at least as long hides nothing."""
         return max(span.prompt + max(span.completions) for span in self.spans)

@@ -35,7 +35,9 @@ class RewardAccuracy:
     num_pairs: int
 
 
-def reward_accuracy(policy_chosen_B: Tensor, policy_rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, *, beta: float) -> RewardAccuracy:
+def reward_accuracy(
+    policy_chosen_B: Tensor, policy_rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, *, beta: float
+) -> RewardAccuracy:
     """Accuracy, margin and loss of the implicit reward.
 
     Args:

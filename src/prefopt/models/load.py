@@ -5,17 +5,22 @@ Weights are read from safetensors only, and no code that comes with a model runs
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import ModelError
 from prefopt.models.policy import no_dropout, on_device, transformers_logging_at
 from prefopt.models.settings import ModelSettings
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         ModelError: something cannot be found, read or put together; says what, and what to do.
     """
     source, adapter_folder = locate(settings.model)
+    if adapter_folder and settings.adapter:
+        raise ModelError(f"{settings.model} is an adapter, and so is {settings.adapter}: give the base model and one of the two")
     adapter_folder = settings.adapter or adapter_folder
     if adapter_folder and settings.lora_rank:
         raise ModelError(f"{settings.model} is an adapter already: leave lora_rank out to go on from it, or give its base model")
@@ -123,23 +130,44 @@ def locate(name: str) -> tuple[str, str | None]:
     Raises:
         ModelError: a path that does not exist, or a folder that holds no model.
     """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and (path / "model").is_dir():
-            path = path / "model"  # the folder of a run
-        if (path / "config.json").is_file():
-            return str(path), None
-        if (path / "adapter_config.json").is_file():
-            base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-            if not base:
-                raise ModelError(f"{path} is an adapter and does not name its base model. Give the base as model and this folder as adapter.")
-            return locate(base)[0], str(path)
+    path = _folder(name)
+    if path is None:
+        return name, None
+    if (path / "config.json").is_file():
+        return str(path), None
+    if not (path / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{path} holds no model: there is no config.json in it. Give the folder that the model was saved to.")
+    base = _base_of(path)
+    if not base:
+        raise ModelError(f"{path} is an adapter and does not name its base model. Give the base as model and this folder as adapter.")
+    try:
+        source = _folder(base)
+    except ModelError as error:
+        raise ModelError(f"{path} is an adapter of {base}: {error} If the base has moved, give it as model and this folder as adapter.") from None
+    if source is not None and not (source / "config.json").is_file():
+        raise ModelError(f"{path} is an adapter of {base}, which holds no model. Give a whole model as model and this folder as adapter.")
+    return str(source or base), str(path)
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of that name, of a run the one of its model; None: a name for the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        # A run holds its model beside its config.yaml.
+        return path / "model" if not (path / "config.json").is_file() and (path / "model").is_dir() else path
     if path.exists():
         raise ModelError(f"{path} is a file. Give the folder that holds the model's config.json and *.safetensors.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no folder {name}. Give the folder of a model, or a hub name such as org/model.")
-    return name, None
+    return None
+
+
+def _base_of(adapter: Path) -> str | None:
+    try:
+        base: str | None = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{adapter / ADAPTER_CONFIG} cannot be read: {error}. The folder is damaged.") from None
+    return base
 
 
 def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -172,7 +200,7 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
         target_modules=settings.target_modules or "all-linear",
         modules_to_save=settings.modules_to_save or None,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _peft():
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
@@ -181,14 +209,32 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
             raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
 
 
-def _existing_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    place = locate(folder)[1] if Path(folder).is_dir() else folder
-    if place is None:
-        raise ModelError(f"{folder} holds a whole model, not an adapter. Give it as model, without adapter.")
+def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
+    folder = _folder(name)
+    if folder is not None and not (folder / ADAPTER_CONFIG).is_file():
+        what = "a whole model, not an adapter. Give it as model, without adapter" if (folder / "config.json").is_file() else "no adapter"
+        raise ModelError(f"{name} holds {what}.")
+    if folder is not None and not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} lacks adapter_model.safetensors. Weights are read from safetensors only.")
     try:
-        return PeftModel.from_pretrained(model, place, is_trainable=True)
+        with _peft(), warnings.catch_warnings():
+            # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapter = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
     except Exception as error:  # as in read_model
-        raise ModelError(f"cannot put the adapter {folder} into the model: {_one_line(error)}") from None
+        raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
+    if not isinstance(adapter.base_model, BaseTuner):
+        kind = adapter.active_peft_config.peft_type
+        raise ModelError(f"the adapter {name} is of the kind {kind}, which adds tokens instead of layers. Only adapters like LoRA can be trained on.")
+    return adapter
+
+
+@contextmanager
+def _peft() -> Iterator[None]:
+    """Silences what peft asks of transformers and should not any more; the user cannot change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        yield
 
 
 def _one_line(error: Exception) -> str:

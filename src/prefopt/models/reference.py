@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from peft import PeftModel
 
-from prefopt.engine.batch import TreeBatch
+from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import CompletionLogps, ReferenceLogps, TokenLogps
 from prefopt.errors import DataError
 from prefopt.models.policy import Policy
@@ -55,7 +55,9 @@ class FrozenCopy:
 
     @torch.no_grad()
     def logps(self, batch: TreeBatch) -> TokenLogps:
-        """The copy's log-probabilities."""
+        """The copy's log-probabilities. Another model may share prompts another way than the policy; tokens stand in the same order."""
+        if (batch.layout is None) != (self.policy.path.sharing == "plain"):
+            batch = pack(batch.trees, sharing=self.policy.path.sharing, device=batch.input_ids.device)
         return self.policy(batch)
 
 
@@ -78,12 +80,13 @@ class FrozenAdapter:
     def __init__(self, policy: Policy, adapter: PeftModel) -> None:
         self.policy, self.adapter = policy, adapter
         self.active = adapter.active_adapter
-        adapter.add_adapter(START_ADAPTER, copy.deepcopy(adapter.peft_config[self.active]))
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and then replaced
+            adapter.add_adapter(START_ADAPTER, copy.deepcopy(adapter.peft_config[self.active]))
         source = dict(adapter.named_parameters())
         with torch.no_grad():
             for name, parameter in source.items():
-                if f".{START_ADAPTER}." in name:
-                    parameter.copy_(source[name.replace(f".{START_ADAPTER}.", f".{self.active}.")])
+                if _belongs(name, START_ADAPTER):
+                    parameter.copy_(source[".".join(self.active if part == START_ADAPTER else part for part in name.split("."))])
         self._activate(self.active)
 
     @torch.no_grad()
@@ -103,10 +106,15 @@ class FrozenAdapter:
     def _activate(self, name: str) -> None:
         self.adapter.set_adapter(name)
         for parameter_name, parameter in self.adapter.named_parameters():
-            if f".{START_ADAPTER}." in parameter_name:
+            if _belongs(parameter_name, START_ADAPTER):
                 parameter.requires_grad_(False)
-            elif f".{self.active}." in parameter_name:
+            elif _belongs(parameter_name, self.active):
                 parameter.requires_grad_(True)
+
+
+def _belongs(parameter_name: str, adapter: str) -> bool:
+    """Whether a parameter is that adapter's: `….lora_A.default.weight`, on embeddings `….lora_embedding_A.default`."""
+    return adapter in parameter_name.split(".")
 
 
 class CachedReference:

@@ -85,7 +85,8 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, context: CacheContext) -> None:
         self.path = folder / f"{context.digest()}.sqlite"
-        self.usable = self._create(context)
+        self.context = context
+        self.usable = self._create()
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, npt.NDArray[np.float32]]:
         """The values that are there and whole."""
@@ -100,7 +101,7 @@ class ReferenceCache:
                     rows = connection.execute(f"SELECT key, value, checksum FROM logps WHERE key IN ({','.join('?' * len(part))})", part)
                     found.update((key, np.frombuffer(value, np.float32)) for key, value, checksum in rows if _checksum(value) == checksum)
         except sqlite3.Error as error:
-            self._give_up(error)
+            self._recover(error)
         return found
 
     def put(self, values: Values) -> None:
@@ -112,38 +113,47 @@ class ReferenceCache:
             with closing(self._connect()) as connection, connection:
                 connection.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
-            self._give_up(error)
+            self._recover(error)
 
-    def _create(self, context: CacheContext) -> bool:
+    def _create(self) -> bool:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._create_tables(context)
-        except sqlite3.OperationalError as error:  # locked for a minute, read-only or full
-            self._give_up(error)
-            return False
-        except sqlite3.DatabaseError as error:  # not a database any more
-            damaged = self.path.with_suffix(".damaged")
-            self.path.replace(damaged)
-            warnings.warn(f"the reference cache {self.path} was damaged ({error}) and is made anew; the old file is {damaged}", stacklevel=3)
-            self._create_tables(context)
+            self._create_tables()
         except OSError as error:
-            self._give_up(error)
-            return False
+            return self._give_up(error)
+        except sqlite3.Error as error:
+            return self._recover(error)
         return True
 
-    def _create_tables(self, context: CacheContext) -> None:
+    def _recover(self, error: sqlite3.Error) -> bool:
+        """A damaged file is put aside and made anew; whatever else went wrong (locked for a minute, read-only, full), the cache is left alone."""
+        self.usable = False
+        if isinstance(error, sqlite3.OperationalError):
+            return self._give_up(error)
+        damaged = self.path.with_suffix(".damaged")
+        try:
+            self.path.replace(damaged)
+            self._create_tables()
+        except (OSError, sqlite3.Error) as further:
+            return self._give_up(further)
+        warnings.warn(f"the reference cache {self.path} was damaged ({error}) and is made anew; the old file is {damaged}", stacklevel=5)
+        self.usable = True
+        return True
+
+    def _create_tables(self) -> None:
         with closing(self._connect()) as connection, connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID")
             connection.execute("CREATE TABLE IF NOT EXISTS context (json TEXT PRIMARY KEY)")
-            connection.execute("INSERT OR IGNORE INTO context VALUES (?)", (json.dumps(asdict(context)),))
+            connection.execute("INSERT OR IGNORE INTO context VALUES (?)", (json.dumps(asdict(self.context)),))
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> bool:
         self.usable = False
-        warnings.warn(f"the reference cache {self.path} cannot be used ({error}); the run goes on without it", stacklevel=4)
+        warnings.warn(f"the reference cache {self.path} cannot be used ({error}); the run goes on without it", stacklevel=5)
+        return False
 
 
 def _checksum(value: bytes) -> int:

@@ -9,7 +9,7 @@ from prefopt.models.load import LoadedModel
 from prefopt.models.policy import transformers_logging_at
 
 
-def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None = None) -> None:
+def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None = None, end_of_turn: str = "") -> None:
     """Write model or adapter and tokenizer; the folder appears whole or not at all.
 
     Weights are written in float32, as they were trained: in bf16 the small updates of a preference method would be lost.
@@ -18,6 +18,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
         loaded: the model, its tokenizer and its adapter.
         folder: where to; what it held is replaced.
         chat_template: the template that the data was rendered with, where the tokenizer should carry it.
+        end_of_turn: the token that closed the answers: generation should stop at it.
 
     Raises:
         RunError: the folder cannot be written; what it held is as it was.
@@ -29,6 +30,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
         if loaded.adapter is not None:
             loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter])
         else:
+            stop_at(loaded, end_of_turn)
             with transformers_logging_at("ERROR"):
                 loaded.model.save_pretrained(draft)
         own_template = loaded.tokenizer.chat_template
@@ -45,3 +47,14 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise RunError(f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights.") from None
+
+
+def stop_at(loaded: LoadedModel, end_of_turn: str) -> None:
+    """Add the token to those that end generation, where it is one token and not among them."""
+    config = loaded.model.generation_config
+    ids = loaded.tokenizer(end_of_turn, add_special_tokens=False)["input_ids"] if end_of_turn else []
+    if config is None or len(ids) != 1:
+        return
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if ids[0] not in known:
+        config.eos_token_id = [*(token for token in known if token is not None), ids[0]]

@@ -89,12 +89,12 @@ def new_model(settings: NewSettings, *, say: Say = print) -> Path:
 def no_progress_bars() -> Iterator[None]:
     """transformers without its bars, which for small models are noise; they are as before afterwards."""
     shown = is_progress_bar_enabled()
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            enable_progress_bar()
+            enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check_out(settings: NewSettings) -> None:
@@ -162,7 +162,8 @@ def decode(content: bytes, where: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: byte {error.start + 1} there is {content[error.start]:#04x}. Convert the file to UTF-8.") from None
+        fault = f"byte {error.start + 1} is {content[error.start]:#04x}"
+        raise DataError(f"{where} is not UTF-8 ({fault}). Convert the file to UTF-8.") from None
 
 
 def parse(text: str, where: str) -> Any:
@@ -205,7 +206,7 @@ def train_tokenizer(texts: Iterator[str], *, vocabulary: int, context: int) -> P
     )
     begin = (BEGIN, tokenizer.token_to_id(BEGIN))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[begin])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
         eos_token=END,
@@ -221,8 +222,10 @@ def random_model(settings: NewSettings, tokenizer: PreTrainedTokenizerFast) -> P
     """The model with weights drawn by the seed; the caller's random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(settings, tokenizer), dtype=torch.float32)
-    model.generation_config = GenerationConfig(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model_config(settings, tokenizer), dtype=torch.float32
+        )
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
@@ -251,7 +254,7 @@ def model_config(settings: NewSettings, tokenizer: PreTrainedTokenizerFast) -> P
             **common,
         )
     kind = {"qwen3": Qwen3Config, "llama": LlamaConfig, "mistral": MistralConfig}[settings.architecture]
-    return kind(
+    config: PreTrainedConfig = kind(
         hidden_size=settings.hidden,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
@@ -261,3 +264,4 @@ def model_config(settings: NewSettings, tokenizer: PreTrainedTokenizerFast) -> P
         max_position_embeddings=settings.context,
         **common,
     )
+    return config

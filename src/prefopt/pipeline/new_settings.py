@@ -25,7 +25,7 @@ class NewSettings(Settings):
     """A small model with random weights, and a tokenizer trained on the given text."""
 
     text: list[str] = Setting(
-        REQUIRED, min_length=1, help="Files the tokenizer learns from: plain text, or .jsonl/.json of which all strings are read; each also .gz."
+        REQUIRED, min_length=1, help="Files that the tokenizer learns from: plain text, or all strings of .jsonl and .json; each also .gz."
     )
     out: Path = Setting(REQUIRED, help="Folder to write the model and its tokenizer to.")
     architecture: Architecture = Setting("qwen3", help="Family of the model.")
@@ -36,7 +36,9 @@ class NewSettings(Settings):
     layers: int = Setting(4, ge=1, help="Number of blocks.")
     heads: int = Setting(4, ge=1, help="Attention heads; they divide hidden.")
     kv_heads: int | None = Setting(None, ge=1, help="Key and value heads; they divide heads. The default is as many as heads.")
-    intermediate: int | None = Setting(None, ge=8, help="Width inside the feed-forward layers; the default is 3 times hidden, and 4 times for gpt2.")
+    intermediate: int | None = Setting(
+        None, ge=8, help="Width inside the feed-forward layers; the default is 3 times hidden, 4 times for gpt2."
+    )
     context: int = Setting(2048, ge=16, help="Longest text in tokens that the model is made for.")
     seed: int = Setting(0, ge=0, help="Seed of the random weights.")
     overwrite: bool = Setting(False, help="Replace the model that `out` holds.")
@@ -44,13 +46,14 @@ class NewSettings(Settings):
     @model_validator(mode="after")
     def _shapes_fit(self) -> "NewSettings":
         if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads}): take {self.heads * max(1, self.hidden // self.heads)}")
+            fitting = self.heads * max(1, self.hidden // self.heads)
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads}): take {fitting}")
         if self.architecture != "gpt2" and self.hidden // self.heads % 2:
             raise ValueError(f"hidden / heads is {self.hidden // self.heads} and must be even: rotary positions turn pairs of channels")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.architecture == "gpt2" and self.kv_heads not in (None, self.heads):
-            raise ValueError(f"gpt2 has as many key and value heads as heads ({self.heads}): leave kv_heads out, or take another architecture")
+            raise ValueError(f"gpt2 has as many kv_heads as heads ({self.heads}): leave kv_heads out, or take another architecture")
         return self
 
     @property

@@ -31,7 +31,9 @@ SUBJECTS = (
     "a chess player", "a widow", "a circus", "a small newspaper", "a jazz band", "a border town", "a wedding",
     "a missing painting", "the last ferry", "a beekeeper", "a taxi driver", "a court case",
 )  # fmt: skip
-PLACES = ("", "", " in Lisbon", " in the north", " by the sea", " in wartime", " in winter", " in a big city", " on the river", " in the desert")
+PLACES = (
+    "", " in Lisbon", " in the north", " by the sea", " in wartime", " in winter", " in a big city", " on the river", " in the desert",
+)  # fmt: skip
 
 ASPECTS = (
     "acting", "plot", "music", "camera work", "dialogue", "pacing", "ending", "opening scene", "lead actor", "lead actress",
@@ -52,14 +54,22 @@ NEUTRAL = (
 )  # fmt: skip
 
 REMARKS: dict[Polarity, tuple[str, ...]] = {
-    "praise": ("I loved every minute", "I laughed a lot", "I would gladly see it again", "It deserves a prize", "The audience cheered", "I recommend it"),
-    "blame": ("I was bored", "I left early", "I want my money back", "It wastes a good idea", "The audience yawned", "I regret going"),
-    "neutral": ("I saw it on a Monday", "It runs for two hours", "It is based on a book", "It was made in a year", "The room was half full", "It has four songs"),
-}
+    "praise": (
+        "I loved every minute", "I laughed a lot", "I would gladly see it again", "It deserves a prize", "The audience cheered",
+        "I recommend it",
+    ),
+    "blame": (
+        "I was bored", "I left early", "I want my money back", "It wastes a good idea", "The audience yawned",
+        "I regret going",
+    ),
+    "neutral": (
+        "I saw it on a Monday", "It runs for two hours", "It is based on a book", "It was made in a year", "The room was half full",
+        "It has four songs",
+    ),
+}  # fmt: skip
 REMARK_EVIDENCE: dict[Polarity, tuple[str, ...]] = {
     "praise": ("loved", "laughed", "gladly", "deserves", "cheered", "recommend"),
     "blame": ("bored", "left early", "money back", "wastes", "yawned", "regret"),
-    "neutral": (),
 }
 """The words by which a remark is recognised, one each."""
 
@@ -94,7 +104,7 @@ def true_reward(text: str) -> float:
     return 1 / (1 + math.exp(count(text, "blame") - count(text, "praise")))
 
 
-def count(text: str, polarity: Polarity) -> int:
+def count(text: str, polarity: Literal["praise", "blame"]) -> int:
     """How many pieces of praise or blame a text holds; whole words, whatever their case."""
     return len(re.findall(EVIDENCE[polarity], text.lower()))
 
@@ -104,12 +114,12 @@ def pattern_of(phrases: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, phrases))})\b")
 
 
-EVIDENCE: dict[Polarity, re.Pattern[str]] = {polarity: pattern_of(WORDS[polarity] + REMARK_EVIDENCE[polarity]) for polarity in ("praise", "blame")}
+EVIDENCE = {polarity: pattern_of(WORDS[polarity] + REMARK_EVIDENCE[polarity]) for polarity in ("praise", "blame")}
 
 
 def prompts() -> list[str]:
     """Every neutral opening, each once, in a fixed order."""
-    return [f"The {kind} about {subject}{place}" for kind in KINDS for subject in SUBJECTS for place in dict.fromkeys(PLACES)]
+    return [f"The {kind} about {subject}{place}" for kind in KINDS for subject in SUBJECTS for place in PLACES]
 
 
 def write_reviews(openings: Sequence[str], *, seed: int) -> list[Review]:
@@ -121,10 +131,8 @@ def write_reviews(openings: Sequence[str], *, seed: int) -> list[Review]:
 def write_completion(draw: random.Random) -> str:
     """The rest of a review after its opening, in a tone drawn at random."""
     tone = draw.choice(TONES)
-    sentences = [f" is {draw.choice(WORDS[polarity_of(tone, draw)])}."]
-    for _ in range(draw.randint(*SENTENCES)):
-        sentences.append(f" {write_sentence(tone, draw)}.")
-    return "".join(sentences)
+    first = f" is {draw.choice(WORDS[polarity_of(tone, draw)])}."
+    return first + "".join(f" {write_sentence(tone, draw)}." for _ in range(draw.randint(*SENTENCES)))
 
 
 def write_sentence(tone: dict[Polarity, float], draw: random.Random) -> str:

@@ -79,7 +79,13 @@ def sample(
 
 
 def check_arguments(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], eos_ids: Collection[int], num_per_prompt: int, max_new_tokens: int, temperature: float, batch_size: int
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    eos_ids: Collection[int],
+    num_per_prompt: int,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
 ) -> None:
     """Refuse what cannot work before the first forward pass.
 
@@ -89,10 +95,9 @@ def check_arguments(
     """
     if not isinstance(model, GenerationMixin):
         raise ModelError(f"{type(model).__name__} cannot generate text: give a causal language model.")
-    num_tokens = model.get_input_embeddings().num_embeddings
-    outside = [token for token in eos_ids if not 0 <= token < num_tokens]
-    if outside:
-        raise ModelError(f"end-of-turn token {outside[0]} is not among the model's {num_tokens} tokens: model and tokenizer do not belong together.")
+    num_tokens = embeddings_of(model).shape[0]
+    if outside := [token for token in eos_ids if not 0 <= token < num_tokens]:
+        raise ModelError(f"end-of-turn token {outside[0]} is not among the model's {num_tokens} tokens. Give the model's own tokenizer.")
     if min(num_per_prompt, max_new_tokens, batch_size) < 1:
         raise ValueError("num_per_prompt, max_new_tokens and batch_size are at least 1")
     if temperature < 0:
@@ -101,13 +106,20 @@ def check_arguments(
         raise ValueError("a prompt needs at least one token: its completion's first token is predicted from it")
 
 
+def embeddings_of(model: PreTrainedModel) -> Tensor:
+    """The weight of the input embeddings, [V, hidden]."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 @contextmanager
 def ready_to_sample(model: PreTrainedModel) -> Iterator[None]:
     """The model without dropout, gradients and the defaults it brings for generation; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     defaults = model.generation_config
-    model.eval()
-    model.generation_config = GenerationConfig()
+    model.eval()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad():
             yield
@@ -119,7 +131,12 @@ def ready_to_sample(model: PreTrainedModel) -> Iterator[None]:
 
 
 def generate_batch(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], uniforms_BL: Uniforms | None, eos_ids: Collection[int], max_new_tokens: int, temperature: float
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    uniforms_BL: Uniforms | None,
+    eos_ids: Collection[int],
+    max_new_tokens: int,
+    temperature: float,
 ) -> list[TokenIds]:
     """One completion per prompt, cut after its end-of-turn token.
 
@@ -132,12 +149,12 @@ def generate_batch(
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.as_tensor(np.array(prompt, dtype=np.int64))
         mask[row, width - len(prompt) :] = 1
-    device = model.get_input_embeddings().weight.device
+    device = embeddings_of(model).device
     draw = [] if uniforms_BL is None else [DrawFrom(torch.from_numpy(uniforms_BL).to(device), width, temperature)]
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # check_arguments looked for GenerationMixin
         input_ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=GenerationConfig(
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(eos_ids) or None, pad_token_id=0, use_cache=True
         ),
         logits_processor=LogitsProcessorList(draw),
@@ -149,7 +166,7 @@ def generate_batch(
 def until_end(row: npt.NDArray[np.int64], eos_ids: Collection[int]) -> TokenIds:
     """The tokens up to and with the first that ends a completion; all where none does."""
     (ends,) = np.isin(row, list(eos_ids)).nonzero()
-    return token_ids(row[: ends[0] + 1] if len(ends) else row)
+    return token_ids((row[: ends[0] + 1] if len(ends) else row).astype(np.int32))
 
 
 class DrawFrom(LogitsProcessor):

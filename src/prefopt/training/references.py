@@ -129,12 +129,15 @@ def precompute(
 
 
 def lacking(trees: Sequence[PromptTree], values: Container[bytes]) -> list[PromptTree]:
-    """One tree for each set of values that is not there."""
-    found: dict[bytes, PromptTree] = {}
+    """Trees that together hold all values that are not there; one that adds nothing to those before it is left out."""
+    found: list[PromptTree] = []
+    claimed: set[bytes] = set()
     for tree in trees:
-        if missing := [key for key in tree_keys(tree) if key not in values]:
-            found.setdefault(missing[0], tree)
-    return list(found.values())
+        keys = tree_keys(tree)
+        if any(key not in values and key not in claimed for key in keys):
+            found.append(tree)
+            claimed.update(keys)
+    return found
 
 
 def tree_keys(tree: PromptTree) -> list[bytes]:

@@ -121,6 +121,7 @@ class RunData:
     held_out: Sequence[PromptTree]
     facts: dict[str, Any]
     chat_template: str | None
+    end_of_turn: str
 
 
 def train_with(method: str, /, *, narrator: Narrator | None = None, **settings: Any) -> RunResult:
@@ -198,7 +199,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, narrator: 
     run = Run(folder, settings, trainer, data, order, narrator, began)
     summary = run.go(loaded, reference)
     if processes.is_main:
-        save_model(loaded, folder.model, chat_template=data.chat_template)
+        save_model(loaded, folder.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn)
         folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         for line in closing_lines(summary, folder):
             narrator.say(line)
@@ -345,7 +346,7 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
     narrator.say(f"the first example:\n{dataset.first_example}")
     facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
     arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
-    return RunData(arranged, arranged_held_out, facts, template_to_save(dataset, loaded))
+    return RunData(arranged, arranged_held_out, facts, template_to_save(dataset, loaded), dataset.end_of_turn)
 
 
 def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:
