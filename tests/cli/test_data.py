@@ -37,7 +37,9 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "dropped 1: blank_answer 1" in out
 
 
-def test_with_a_model_the_first_example_is_shown_as_tokens(tmp_path: Path, model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
+def test_with_a_model_the_first_example_is_shown_as_tokens(
+    tmp_path: Path, model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
     assert main(["data", written(tmp_path, PAIRS), "--model", str(model_folder())]) == 0
     out = capsys.readouterr().out
     assert "2 rows -> 2 examples" in out

@@ -334,8 +334,16 @@ def test_which_implementation_runs_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, expected: str, dtype: torch.dtype, size: int, value_size: int, options: dict[str, object]
 ):
     called: list[str] = []
+
+    def pretend(name: str) -> Callable[..., Tensor]:
+        def run(query: Tensor, *_: object) -> Tensor:
+            called.append(name)
+            return query.transpose(0, 1)
+
+        return run
+
     for name in ("_varlen", "_flex", "_per_tree"):
-        monkeypatch.setattr(attention, name, lambda query, *_, name=name: called.append(name) or query.transpose(0, 1))
+        monkeypatch.setattr(attention, name, pretend(name))
     query, key, value = (torch.zeros(1, 2, 9, width, dtype=dtype).as_subclass(OnGpu) for width in (size, size, value_size))
     tree_attention(nn.Identity(), query, key, value, None, tree_layout=layout_of([(3, (4, 2))]), **options)  # type: ignore[arg-type]
     assert called == [expected]
@@ -344,9 +352,12 @@ def test_which_implementation_runs_on_a_gpu(
 @pytest.mark.parametrize(("window", "passed_on"), [(None, None), (6, 6), (7, None), (100, None)])
 def test_a_window_that_hides_nothing_costs_nothing(monkeypatch: pytest.MonkeyPatch, window: int | None, passed_on: int | None):
     seen: list[object] = []
-    monkeypatch.setattr(
-        attention, "_per_tree", lambda query, _k, _v, _layout, _scale, window, *_: seen.append(window) or query.transpose(0, 1)
-    )
+
+    def pretend(query: Tensor, *arguments: object) -> Tensor:
+        seen.append(arguments[4])
+        return query.transpose(0, 1)
+
+    monkeypatch.setattr(attention, "_per_tree", pretend)
     row = torch.zeros(1, 2, 9, 8)
     tree_attention(nn.Identity(), row, row, row, None, tree_layout=layout_of([(3, (4, 2))]), sliding_window=window)
     assert seen == [passed_on]

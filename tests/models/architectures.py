@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -206,7 +207,7 @@ def dpo_losses(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
     return -logsigmoid(BETA * ((chosen_B - uniform_BC[:, 0]) - (rejected_B - uniform_BC[:, 1])))
 
 
-def plain_logps(model: PreTrainedModel, tree: PromptTree, completion: Completion) -> Tensor:
+def plain_logps(model: PreTrainedModel | PeftModel, tree: PromptTree, completion: Completion) -> Tensor:
     """Summed log-probability by the model's own forward: one row, no padding, no engine."""
     input_ids = torch.tensor([[*tree.prompt_ids.tolist(), *completion.ids.tolist()]])
     logits_TV = model(input_ids=input_ids, use_cache=False).logits[0].to(torch.promote_types(model.dtype, torch.float32))

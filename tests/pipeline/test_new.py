@@ -131,6 +131,8 @@ def test_leaves_what_is_there_alone(make: Make, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no model"):
         make(out=other, overwrite=True)
     assert (other / "chapter.txt").read_text() == "do not delete"
+    with pytest.raises(RunError, match="cannot write"):
+        make(out=other / "chapter.txt" / "model")
 
 
 @pytest.mark.parametrize(

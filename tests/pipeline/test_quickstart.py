@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefopt.errors import RunError
 from prefopt.pipeline.quickstart import MARKER, Plan, make_folder, quickstart
 
-SMALL = Plan(num_reviews=500, num_held_out=40, num_pairs=80, hidden=64, layers=1, vocabulary=800, sft_learning_rate=2e-2, max_new_tokens=40)
+SMALL = Plan(num_reviews=500, num_held_out=25, num_pairs=40, hidden=64, layers=1, vocabulary=800, sft_learning_rate=2e-2, max_new_tokens=40)
 PROMISED = {"true_reward_before", "true_reward_after", "kl", "reward_accuracy", "seconds"}
 
 

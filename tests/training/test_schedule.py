@@ -2,7 +2,8 @@
 
 import pytest
 
-from prefopt.training.optimizer import Schedule
+from prefopt.methods.method import DefaultRates
+from prefopt.training.optimizer import Schedule, usual_learning_rate
 
 
 def rates(shape: str, steps: int = 10, warmup: float = 0.2) -> list[float]:
@@ -29,3 +30,10 @@ def test_constant_stays():
 
 def test_one_step_takes_the_peak():
     assert rates("cosine", steps=1, warmup=0.1) == [1.0]
+
+
+def test_usual_rates_grow_as_models_shrink():
+    rates = DefaultRates(full=5e-7, adapter=5e-6)
+    sizes = (7_000_000_000, 1_000_000_000, 500_000_000, 30_000_000, 2_000_000)
+    assert [usual_learning_rate(rates, size, adapter=False) for size in sizes] == pytest.approx([5e-7, 5e-7, 1e-6, 1e-5, 5e-5])
+    assert usual_learning_rate(rates, 7_000_000_000, adapter=True) == 5e-6

@@ -6,13 +6,13 @@ from pydantic import model_validator
 
 from prefopt.cli.flags import settings_app
 from prefopt.config import Setting
-from prefopt.data.settings import DataSettings
+from prefopt.data.settings import ConversationSettings, DataSettings
 
 NEED_A_MODEL = {"chat_template", "template_args", "text_as", "score", "max_length", "too_long", "data_workers", "cache_dir"}
 """Settings that are about tokens."""
 
 
-class CheckSettings(DataSettings):
+class CheckSettings(DataSettings, ConversationSettings):
     """What can be said about a check of data."""
 
     kind: Literal["pair", "demonstration"] = Setting("pair", help="What each row must hold: a chosen and a rejected answer, or one answer.")
@@ -24,6 +24,8 @@ class CheckSettings(DataSettings):
     def _tokens_need_a_model(self) -> "CheckSettings":
         if self.model is None and (given := sorted(NEED_A_MODEL & self.model_fields_set)):
             raise ValueError(f"{', '.join(given)} shape tokens, and those need a tokenizer: give model too")
+        if self.kind == "pair" and "score" in self.model_fields_set:
+            raise ValueError("score says what is learned of demonstrations: give kind demonstration too")
         return self
 
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from prefopt.cli.entry import COMMANDS, main
-from prefopt.cli.train_method import ConfigFlag, shared_panels
+from prefopt.cli.train_method import ConfigFlag, own_panel, shared_panels
 from prefopt.cli.words import default_of, type_of
 from prefopt.methods.table import METHODS
 
@@ -37,8 +37,8 @@ def settings_page() -> str:
     parts.append("## Methods\n\nWhat each method adds to the settings above.\n")
     for row in METHODS:
         method = row.load()
-        rates = f"Learning rate, where none is given: {method.rates.full:g}, for an adapter {method.rates.adapter:g}.\n"
-        fields = method.settings_class.model_fields
+        rates = f"Learning rate, where none is given: {method.rates.full:g}, for an adapter {method.rates.adapter:g}; more for a model below 1e9 parameters.\n"
+        fields = dict(own_panel(method).fields)
         parts += [f"### {row.name}\n", f"{row.summary}\n", rates, table(fields) if fields else "No settings of its own.\n"]
     return "\n".join(parts)
 

@@ -16,7 +16,7 @@ from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.methods.table import METHODS
 from prefopt.models.settings import ModelSettings
-from prefopt.training.assemble import method_named, settings_for
+from prefopt.training.assemble import groups_for, method_named, settings_for
 from prefopt.training.settings import RunSettings
 
 
@@ -38,13 +38,14 @@ def shared_panels(defaults: Mapping[str, str] | None = None) -> list[Panel]:
 
 
 def own_panel(method: type[Method]) -> Panel:
-    """The settings that a method adds."""
-    return Panel(method.name.upper(), method.settings_class.model_fields)
+    """The settings that a method adds, or whose needs add them."""
+    groups = (method.settings_class, *groups_for(method.needs))
+    return Panel(method.name.upper(), {name: info for group in groups for name, info in group.model_fields.items()})
 
 
 def panels(method: type[Method]) -> list[Panel]:
     """The settings of that method's runs."""
-    rates = f"{method.rates.full:g}, for an adapter {method.rates.adapter:g}"
+    rates = f"{method.rates.full:g}, for an adapter {method.rates.adapter:g}; more for a model below 1e9 parameters"
     return [own_panel(method), *shared_panels({"learning_rate": rates})]
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import cache, sources
 from prefopt.data.examples import Example, Fields
 from prefopt.data.formats import Kind
 from prefopt.data.recognise import LOOKED_AT, Recognised, check_mapping, recognise, rename
 from prefopt.data.rows import LENGTH_REASONS, Dropped, Row, RowFault, count_reasons, stop_at_bad_rows
-from prefopt.data.settings import DataSettings
+from prefopt.data.settings import ConversationSettings, DataSettings
 from prefopt.data.show import show_tree
 from prefopt.data.summary import DataSummary, SourceSummary
 from prefopt.data.template import Chat, chat_of, template_key
@@ -99,6 +99,11 @@ def load(
     return Dataset(entry.trees, summary, about["first_example"], about["fingerprint"], about["chat_template"], about["end_of_turn"])
 
 
+def score_of(settings: DataSettings) -> Literal["completion", "assistant"]:
+    """Which turns count: the last answer, unless the settings say otherwise."""
+    return settings.score if isinstance(settings, ConversationSettings) else "completion"
+
+
 def split(trees: Sequence[PromptTree], fraction: float, seed: int) -> tuple[tuple[PromptTree, ...], tuple[PromptTree, ...]]:
     """The trees to train on and those held out, each in the given order.
 
@@ -138,11 +143,11 @@ def leak_key(tree: PromptTree) -> bytes:
 def key_parts(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> dict[str, Any]:
     """Everything that decides the trees."""
     template = template_key(tokenizer, settings.chat_template)
-    deciding = ("data_format", "columns", "on_bad_row", "template_args", "text_as", "score", "max_length", "too_long")
+    deciding = ("data_format", "columns", "on_bad_row", "template_args", "text_as", "max_length", "too_long")
     return {
         "kind": kind,
         "sources": [(source.name, source.digest) for source in opened],
-        "settings": {name: getattr(settings, name) for name in deciding},
+        "settings": {name: getattr(settings, name) for name in deciding} | {"score": score_of(settings)},
         "template": template,
         # Some templates write the date.
         "today": date.today().isoformat() if "strftime_now" in template else "",
@@ -161,7 +166,7 @@ def make(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "P
         stop_at_bad_rows(list(checked.dropped), checked.num_rows)
     needs_chat = any(example.is_chat for example in checked.examples) or settings.text_as == "chat"
     chat = chat_of(tokenizer, settings.chat_template, settings.template_args) if needs_chat else None
-    options = TreeOptions(settings.score, settings.text_as, settings.max_length, settings.too_long)
+    options = TreeOptions(score_of(settings), settings.text_as, settings.max_length, settings.too_long)
     grower = Grower(tokenizer, chat, options)
     grown = grow_all(grower, checked.examples, settings.data_workers)
     trees = tuple(entry.tree for entry in grown if isinstance(entry.tree, PromptTree))

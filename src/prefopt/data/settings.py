@@ -25,9 +25,6 @@ class DataSettings(Settings):
         "raw",
         help="Prompts and answers given as plain text: `raw` takes them as they are, `chat` as one question and one answer.",
     )
-    score: Literal["completion", "assistant"] = Setting(
-        "completion", help="What SFT learns of a conversation: the last answer, or every assistant turn."
-    )
     max_length: int = Setting(2048, ge=8, help="Longest prompt with completion, in tokens.")
     too_long: Literal["cut", "drop"] = Setting(
         "cut", help="What to do with a prompt that is too long: cut whole turns from its left, or drop the row."
@@ -35,4 +32,12 @@ class DataSettings(Settings):
     data_workers: int = Setting(0, ge=0, help="Processes that tokenize; 0 takes one per core where there is enough to do.")
     cache_dir: Path | None = Setting(
         None, help="Folder of the token and reference caches; the default is ~/.cache/prefopt or $PREFOPT_CACHE."
+    )
+
+
+class ConversationSettings(Settings):
+    """What runs on demonstrations add: which turns of a conversation are learned."""
+
+    score: Literal["completion", "assistant"] = Setting(
+        "completion", help="What SFT learns of a conversation: the last answer, or every assistant turn."
     )

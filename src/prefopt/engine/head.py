@@ -36,7 +36,7 @@ def head_logps(
     weight_VD: Tensor,
     bias_V: Tensor | None,
     target_N: Tensor,
-    shape: HeadShape = HeadShape(),  # noqa: B008 (frozen)
+    shape: HeadShape = HeadShape(),
     *,
     extras: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -54,7 +54,9 @@ def head_logps(
     """
     device_type = hidden_ND.device.type
     compute_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight_VD.dtype
-    logps_N, entropy_N, log_sum_squares_N = _HeadLogps.apply(hidden_ND, weight_VD, bias_V, target_N, shape, extras, compute_dtype)
+    logps_N, entropy_N, log_sum_squares_N = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, target_N, shape, extras, compute_dtype
+    )
     return (logps_N, entropy_N, log_sum_squares_N) if extras else (logps_N, None, None)
 
 

@@ -135,8 +135,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     settings_class: ClassVar[type[MethodSettings]]
-    needs: Needs
-    units: Mapping[str, CountOfTree]
+    needs: ClassVar[Needs]
+    units: ClassVar[Mapping[str, CountOfTree]]
     rates: ClassVar[DefaultRates]
 
     def __init__(self, settings: Any) -> None:

@@ -4,10 +4,14 @@ A plain table: a method that is not in it does not exist. Rows name modules inst
 listing the methods costs nothing.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from prefopt.methods.method import Method
+if TYPE_CHECKING:
+    from prefopt.methods.method import Method
 
 
 @dataclass(frozen=True, slots=True)

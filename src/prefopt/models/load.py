@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import ModelError
-from prefopt.models.policy import no_dropout, on_device, transformers_logging_at
+from prefopt.models.policy import no_dropout, on_device, trained_parameters, transformers_logging_at
 from prefopt.models.settings import ModelSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -117,9 +116,11 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         adapter = _existing_adapter(model, adapter_folder)
     elif settings.lora_rank:
         adapter = _new_adapter(model, settings, seed)
+    for _, parameter in trained_parameters(model):
+        parameter.data = parameter.data.float()  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     model.train()
     return LoadedModel(model, tokenizer, adapter, adapter_is_new=adapter is not None and not adapter_folder)
 
@@ -220,13 +221,9 @@ def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
         with _peft(), warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapter = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
+            return PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
     except Exception as error:  # as in read_model
         raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
-    if not isinstance(adapter.base_model, BaseTuner):
-        kind = adapter.active_peft_config.peft_type
-        raise ModelError(f"the adapter {name} is of the kind {kind}, which adds tokens instead of layers. Only adapters like LoRA can be trained on.")
-    return adapter
 
 
 @contextmanager
@@ -235,6 +232,17 @@ def _peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         yield
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    how = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:  # its name before transformers 5.23
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    except ValueError as error:
+        raise ModelError(f"gradient_checkpointing: {_one_line(error)}. Leave it off for this model.") from None
 
 
 def _one_line(error: Exception) -> str:

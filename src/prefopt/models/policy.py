@@ -103,7 +103,8 @@ class Policy(nn.Module):
         self, batch: TreeBatch, inputs: dict[str, object], shape: HeadShape, extras: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         decoder, head = decoder_of(self.model), plain_head_of(self.model)
-        assert decoder is not None and head is not None  # use_path checked it
+        assert decoder is not None, "use_path checked it"
+        assert head is not None, "use_path checked it"
         hidden_TD = decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state.flatten(0, 1)
         logps_N, entropy_N, squares_N = head_logps(
             hidden_TD[batch.predict_from_N], head.weight, head.bias, batch.target_N, shape, extras=extras
@@ -112,7 +113,7 @@ class Policy(nn.Module):
 
     def _own_head(self, batch: TreeBatch, inputs: dict[str, object], extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """The model's own head, on the columns of the input that predict something."""
-        num_rows, width = batch.input_ids.shape
+        width = batch.input_ids.shape[1]
         row_N, column_N = batch.predict_from_N // width, batch.predict_from_N % width
         columns, kept_N = torch.unique(column_N, return_inverse=True)
         needs_hidden = self.scalar_head is not None
@@ -157,7 +158,7 @@ def decoder_of(model: PreTrainedModel) -> nn.Module | None:
 
 def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
     """The head, where it is one linear layer and nothing (no adapter) is wrapped around it."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     return head if type(head) is nn.Linear else None
 
 

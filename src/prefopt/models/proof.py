@@ -160,7 +160,7 @@ def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dic
     # The user's random state is not ours to move.
     with torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
         torch.manual_seed(0)
-        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)
     set_attention(twin, None)
     return on_device(twin, model.device)
 

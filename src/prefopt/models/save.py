@@ -1,6 +1,5 @@
 """A trained model as a folder that transformers, or peft, loads."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -23,12 +22,14 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
     Raises:
         RunError: the folder cannot be written; what it held is as it was.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    for left in (draft, old) if folder.exists() else (draft,):  # by a process that was killed while writing
+        shutil.rmtree(left, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
         if loaded.adapter is not None:
-            loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter])
+            # Embeddings that are trained in full stand in modules_to_save; those of the base are the base's.
+            loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter], save_embedding_layers=False)
         else:
             stop_at(loaded, end_of_turn)
             with transformers_logging_at("ERROR"):
@@ -39,14 +40,17 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
             loaded.tokenizer.save_pretrained(draft)
         finally:
             loaded.tokenizer.chat_template = own_template
-        old = folder.with_name(f".{folder.name}.old")
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:  # for a full disk OSError, SafetensorError, and a bare Exception from tokenizers
         shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights.") from None
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise RunError(
+            f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights."
+        ) from None
 
 
 def stop_at(loaded: LoadedModel, end_of_turn: str) -> None:

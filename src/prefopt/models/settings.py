@@ -12,7 +12,6 @@ class ModelSettings(Settings):
 
     model: str = Setting(REQUIRED, help="Folder or hub name of the model that training starts from.")
     adapter: str | None = Setting(None, help="Folder or hub name of a LoRA adapter to go on from; as it is at the start it is also the reference.")
-    reference: str | None = Setting(None, help="Folder or hub name of another reference model; the default is the model as it is at the start.")
     lora_rank: int = Setting(0, ge=0, help="Rank of a new LoRA adapter; 0 trains all weights.")
     lora_alpha: float | None = Setting(None, gt=0, help="Scale of the adapter; the default is twice the rank.")
     target_modules: list[str] = Setting([], help="Modules that get an adapter, by name; the default is every linear layer but the head.")
@@ -30,3 +29,10 @@ class ModelSettings(Settings):
         if given and not self.lora_rank:
             raise ValueError(f"{', '.join(given)} shape a new adapter: give lora_rank too (for example 16)")
         return self
+
+
+class ReferenceSettings(Settings):
+    """What runs of methods with a reference add."""
+
+    reference: str | None = Setting(None, help="Folder or hub name of another reference model; the default is the model as it is at the start.")
+    reference_cache: bool = Setting(True, help="Compute the reference once, before training, and keep it on disk for later runs; off holds a reference model in memory.")

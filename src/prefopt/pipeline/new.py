@@ -66,35 +66,43 @@ def new_model(settings: NewSettings, *, say: Say = print) -> Path:
 
     Raises:
         DataError: a file is missing, is not UTF-8 or JSON, or there is no text in any.
-        RunError: `out` exists, and may not or should not be overwritten.
+        RunError: `out` holds a model and `overwrite` is off, or holds something else, or cannot be written.
     """
     check_out(settings)
     tokenizer = train_tokenizer(read_texts(settings.text), vocabulary=settings.vocabulary, context=settings.context)
     model = random_model(settings, tokenizer)
-    unfinished = settings.out.with_name(settings.out.name + ".unfinished")
+    try:
+        save(model, tokenizer, settings.out)
+    except OSError as error:
+        raise RunError(f"cannot write the model to {settings.out}: {error}. Make room, or give another folder as `out`.") from None
+    shortfall = "" if len(tokenizer) == settings.vocabulary else f" (of {settings.vocabulary:,} asked: the text has no more pairs to merge)"
+    say(f"{settings.out}: {settings.architecture}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens{shortfall}")
+    return settings.out
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write both; the folder appears whole or not at all, in place of what it held."""
+    unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with no_progress_bars():
         model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    if settings.out.exists():
-        shutil.rmtree(settings.out)
-    unfinished.replace(settings.out)
-    shortfall = "" if len(tokenizer) == settings.vocabulary else f" (of {settings.vocabulary:,} asked: the text has no more pairs to merge)"
-    say(f"{settings.out}: {settings.architecture}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens{shortfall}")
-    return settings.out
+    if out.exists():
+        shutil.rmtree(out)
+    unfinished.replace(out)
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """transformers without its bars, which for small models are noise; they are as before afterwards."""
     shown = is_progress_bar_enabled()
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            enable_progress_bar()  # type: ignore[no-untyped-call]
+            enable_progress_bar()
 
 
 def check_out(settings: NewSettings) -> None:
@@ -206,7 +214,7 @@ def train_tokenizer(texts: Iterator[str], *, vocabulary: int, context: int) -> P
     )
     begin = (BEGIN, tokenizer.token_to_id(BEGIN))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[begin])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
         eos_token=END,
@@ -222,10 +230,10 @@ def random_model(settings: NewSettings, tokenizer: PreTrainedTokenizerFast) -> P
     """The model with weights drawn by the seed; the caller's random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config(settings, tokenizer), dtype=torch.float32
         )
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model

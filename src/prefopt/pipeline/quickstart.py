@@ -273,9 +273,8 @@ def show_figures(show: Show, figures: Figures, plan: Plan) -> None:
     ]
     for name, before, after in rows:
         show.detail(f"{name:<30}{before:<16}{after}".rstrip())
-    show.detail(
-        f"({len(figures.after)} reviews, {accuracy.num_pairs} pairs; labels are noisy: the true reward itself scores {figures.labels_right:.2f})"
-    )
+    noise = f"labels are noisy: the true reward itself scores {figures.labels_right:.2f}"
+    show.detail(f"({len(figures.after)} reviews, {accuracy.num_pairs} pairs; {noise})")
     every = plan.samples_per_prompt
     show_samples(show, list(zip(figures.before[::every], figures.after[::every], strict=True))[:SHOWN_SAMPLES])
 

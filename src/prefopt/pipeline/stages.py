@@ -20,6 +20,7 @@ from prefopt.config import check
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.training.assemble import method_named, settings_for
+from prefopt.training.folder import RunFolder
 from prefopt.training.settings import RunSettings
 
 NEW_ADAPTER = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
@@ -53,7 +54,11 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list
     for missing in ("model", "out"):
         if missing not in {**shared, **overrides}:
             raise ConfigError(f"{missing}: is required at the top of a file with stages, and was not given")
+    out = {**shared, **overrides}["out"]
+    if not isinstance(out, str | Path):
+        raise ConfigError(f"out: must be a path (given: {out!r})")
     stages: list[Stage] = []
+    goes_on = False  # with the adapter of the stage before
     for name in names:
         method = method_named(name)
         own = values.get(name) or {}
@@ -62,13 +67,15 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list
         if clash := sorted({"model", "out", "method"} & own.keys()):
             raise ConfigError(f"{name}.{clash[0]}: a stage takes its model and its folder from the top of the file")
         merged = {**_understood(shared, method, names), **own, **_understood(overrides, method, names)}
-        merged["out"] = Path(merged["out"]) / name
+        merged["out"] = Path(out).expanduser() / name
         if stages:
             merged["model"] = str(stages[-1].settings.out / "model")
-            merged.pop("adapter", None)
-            if stages[-1].settings.lora_rank or stages[-1].settings.adapter:
-                merged = {key: value for key, value in merged.items() if key not in NEW_ADAPTER or key in own}
-        stages.append(Stage(name, method, check(settings_for(method), merged, source=f"the stage {name}")))
+            if goes_on and (clash := [key for key in ("adapter", *NEW_ADAPTER) if own.get(key)]):
+                raise ConfigError(f"{name}.{clash[0]}: the stage goes on with the adapter of {stages[-1].name}, and cannot have another")
+            merged = {key: value for key, value in merged.items() if key in own or key not in ("adapter", *(NEW_ADAPTER if goes_on else ()))}
+        settings = check(settings_for(method), merged, source=f"the stage {name}")
+        goes_on = goes_on or bool(settings.lora_rank or settings.adapter)
+        stages.append(Stage(name, method, settings))
     return stages
 
 
@@ -83,6 +90,9 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         PrefoptError: from a stage.
     """
     stages = plan_stages(values, overrides or {})
+    for stage in stages:
+        if not stage.settings.resume:
+            RunFolder(stage.settings.out).check(resume=False, overwrite=stage.settings.overwrite)
     from prefopt.training.narrator import Terminal
     from prefopt.training.run import train  # loads torch: only once all settings are right
 

@@ -118,8 +118,8 @@ def ready_to_sample(model: PreTrainedModel) -> Iterator[None]:
     """The model without dropout, gradients and the defaults it brings for generation; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     defaults = model.generation_config
-    model.eval()  # type: ignore[no-untyped-call]
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.eval()
+    model.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
             yield
@@ -154,7 +154,7 @@ def generate_batch(
     output = model.generate(  # type: ignore[operator]  # check_arguments looked for GenerationMixin
         input_ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+        generation_config=GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(eos_ids) or None, pad_token_id=0, use_cache=True
         ),
         logits_processor=LogitsProcessorList(draw),

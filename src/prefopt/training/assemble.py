@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import create_model
 
-from prefopt.config import nearest
+from prefopt.config import Settings, nearest
+from prefopt.data.settings import ConversationSettings
 from prefopt.errors import ConfigError
-from prefopt.methods.method import Method, MethodSettings
+from prefopt.methods.method import Method, MethodSettings, Needs
 from prefopt.methods.table import METHODS
+from prefopt.models.settings import ReferenceSettings
 from prefopt.training.settings import RunSettings
 
 
@@ -28,6 +30,19 @@ def method_named(name: str) -> type[Method]:
     raise ConfigError(f"{name}: no such method{nearest(name, names)}. Methods: {', '.join(names)}.")
 
 
+def groups_for(needs: Needs) -> tuple[type[Settings], ...]:
+    """The groups of settings that a method's needs bring along: one that nothing would read is not there to be given."""
+    return (
+        *((ReferenceSettings,) if needs.reference else ()),
+        *((ConversationSettings,) if needs.completions == "demonstration" else ()),
+    )
+
+
+def reference_settings(settings: RunSettings) -> ReferenceSettings:
+    """The run's settings about the reference; the defaults where it was started without."""
+    return settings if isinstance(settings, ReferenceSettings) else ReferenceSettings()
+
+
 @cache
 def settings_for(method: type[Method]) -> type[RunSettings]:
     """The class of settings for runs of that method: a `RunSettings` with the method's own fields and checks.
@@ -36,9 +51,12 @@ def settings_for(method: type[Method]) -> type[RunSettings]:
         TypeError: the method has a setting whose name every run has already; one of the two would be silently ignored.
     """
     own = method.settings_class
-    if clash := sorted(own.model_fields.keys() & RunSettings.model_fields.keys()):
+    groups = groups_for(method.needs)
+    shared: list[type[Settings]] = [RunSettings, *groups]
+    taken = {name for group in shared for name in group.model_fields}
+    if clash := sorted(own.model_fields.keys() & taken):
         raise TypeError(f"{method.__name__} has settings that every run has: {', '.join(clash)}. Give them other names.")
-    bases: Any = (RunSettings, own)
+    bases: Any = (RunSettings, *groups, own)
     combined: type[RunSettings] = create_model(
         f"{method.__name__}RunSettings", __base__=bases, __doc__=f"Settings of a run of {method.name}."
     )

@@ -66,6 +66,8 @@ class Checkpoints:
         draft = self.folder / f".{final.name}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".step-*"):  # by a process that was killed while writing
+                shutil.rmtree(left)
             draft.mkdir()
             save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}, draft / "policy.safetensors")
             save_file(_optimizer_tensors(parameters, optimizer), draft / "optimizer.safetensors")
@@ -83,13 +85,17 @@ class Checkpoints:
             raise RunError(
                 f"cannot write the checkpoint {final}: {error}. Earlier checkpoints are untouched; make room and go on with --resume."
             ) from None
-        for old in self.all()[: -self.keep]:
+        finished = self.all()
+        place = finished.index(final)
+        # Later ones were passed over as damaged when the run was resumed.
+        for old in [*finished[: max(0, place + 1 - self.keep)], *finished[place + 1 :]]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
     def all(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / "state.json").is_file())
+        finished = [path for path in self.folder.glob("step-*") if path.name[5:].isdecimal() and (path / "state.json").is_file()]
+        return sorted(finished, key=lambda path: int(path.name[5:]))
 
     def newest_state(self) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that is whole, and its `state.json`.
@@ -100,13 +106,13 @@ class Checkpoints:
         for path in reversed(self.all()):
             try:
                 state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-                damaged = [name for name, checksum in state["checksums"].items() if _checksum(path / name) != checksum]
-            except (OSError, ValueError, KeyError):
+                damaged = [name for name, checksum in state["checksums"].items() if not (path / name).is_file() or _checksum(path / name) != checksum]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 damaged = ["state.json"]
             if not damaged:
                 return path, state
-            warnings.warn(f"the checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used", stacklevel=2)
-        raise RunError(f"there is no checkpoint to resume from in {self.folder}. Start the run without --resume.")
+            warnings.warn(f"the checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used, where there is one", stacklevel=2)
+        raise RunError(f"there is no checkpoint to resume from in {self.folder}. Start the run anew: with --overwrite in place of --resume.")
 
 
 def restore(path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW) -> Progress:

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -34,7 +34,8 @@ def stop_on_signals(narrator: Narrator) -> Iterator[StopRequest]:
         if request.asked:
             raise KeyboardInterrupt
         request.asked = True
-        narrator.say(f"{signal.Signals(number).name}: the step is finished and saved, then the run stops (again: stop at once)")
+        with suppress(RuntimeError):  # the signal came while the same file was being written to
+            narrator.say(f"{signal.Signals(number).name}: the step is finished and saved, then the run stops (again: stop at once)")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield request

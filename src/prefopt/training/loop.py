@@ -79,7 +79,7 @@ class Trainer:
                 output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
                 loss = weighted_loss(output, batch, totals)
                 # Processes average their gradients; the loss is a sum over all of them.
-                (loss * self.processes.count).backward()  # type: ignore[no-untyped-call]
+                (loss * self.processes.count).backward()
             sums.add(output, batch, loss)
         norm = clip_gradients(self.policy, self.max_grad_norm)
         *numbers, grad_norm = torch.cat([self.processes.add_up(sums.stacked()), norm.double()[None]]).tolist()  # the step's one host read

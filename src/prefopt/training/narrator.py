@@ -51,7 +51,7 @@ class Terminal:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file or sys.stderr
-        self.console = Console(file=self.file, highlight=False, soft_wrap=True)
+        self.console = Console(file=self.file, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """A sentence on a line of its own."""

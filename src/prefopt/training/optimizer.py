@@ -8,6 +8,19 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from prefopt.methods.method import DefaultRates
+
+
+SIZE_FACTORS = ((1_000_000_000, 1.0), (100_000_000, 2.0), (10_000_000, 20.0), (0, 100.0))
+"""Parameters from which on a method's usual rates are multiplied. The rates of the papers are for models of billions of
+weights; DPO's 5e-7 moves one of ten million hardly at all (docs/experiments.md has the curves of small models)."""
+
+
+def usual_learning_rate(rates: DefaultRates, num_parameters: int, *, adapter: bool) -> float:
+    """The peak learning rate when none is given: by method, by adapter or full fine-tuning, and by the model's size."""
+    factor = next(factor for at_least, factor in SIZE_FACTORS if num_parameters >= at_least)
+    return factor * (rates.adapter if adapter else rates.full)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

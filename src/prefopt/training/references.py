@@ -4,17 +4,21 @@ By default the reference is the policy as it is at the start. With the cache on 
 first step, and no second model is ever in memory; the values stay on disk for the next run.
 """
 
+import json
 from collections.abc import Container, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import TokenLogps
-from prefopt.errors import RunError
+from prefopt.errors import ModelError, RunError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.proof import prove
 from prefopt.models.reference import (
     AdapterOff,
     CachedReference,
@@ -28,10 +32,11 @@ from prefopt.models.reference import (
     split_by_key,
 )
 from prefopt.models.reference_cache import CacheContext, ReferenceCache, weights_digest
-from prefopt.models.settings import ModelSettings
+from prefopt.training.assemble import reference_settings
 from prefopt.training.cut import cut
 from prefopt.training.narrator import Narrator
 from prefopt.training.processes import Processes
+from prefopt.training.settings import RunSettings
 from prefopt.trees import PromptTree
 
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -66,24 +71,46 @@ class InPlace:
         return self.policy(batch)
 
 
-def other_reference(settings: ModelSettings, path: EnginePath, precision: Precision, processes: Processes) -> tuple[Reference, LoadedModel]:
-    """A model that the user names, run the way the policy is."""
-    assert settings.reference is not None
-    plain = settings.model_copy(update={"model": settings.reference, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
+def other_reference(
+    settings: RunSettings, tokenizer: PreTrainedTokenizerBase, trees: Sequence[PromptTree], precision: Precision, processes: Processes
+) -> tuple[FrozenCopy, LoadedModel, str]:
+    """A model that the user names, run the fastest way that is right on it, and the sentence that says which.
+
+    Raises:
+        ModelError: it cannot be loaded, or reads other tokens than the policy.
+    """
+    name = reference_settings(settings).reference
+    assert name is not None
+    plain = settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
     loaded = load_model(plain, precision=precision, device=processes.device, seed=0)
-    return FrozenCopy(Policy(loaded.model, path)), loaded
+    used = {index for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions)) for index in ids.tolist()}
+    theirs = loaded.tokenizer.get_vocab()
+    if other := sorted(token for token, index in tokenizer.get_vocab().items() if index in used and theirs.get(token) != index):
+        raise ModelError(
+            f"the reference {name} reads other tokens than {settings.model}: {len(other)} of those in the data have another number "
+            f"or none there (such as {', '.join(map(repr, other[:3]))}). Give a reference with the same tokenizer."
+        )
+    longest = max((tree.longest for tree in trees), default=1)
+    proof = prove(loaded.model, max_length=longest, autocast=precision.autocast)
+    return FrozenCopy(Policy(loaded.model, proof.path)), loaded, f"reference: {name}; {proof.sentence()}"
 
 
 def cache_context(loaded: LoadedModel, path: EnginePath, precision: Precision, processes: Processes) -> CacheContext:
     """What the reference's values depend on, beside the tokens."""
-    model = loaded.model
-    if loaded.adapter is not None and loaded.adapter_is_new:
-        with_layers = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name and ".modules_to_save." not in name}
-        weights = weights_digest(with_layers)
-    else:
-        weights = weights_digest(model.state_dict())
+    model, adapter = loaded.model, loaded.adapter
+    weights = dict(model.state_dict())
+    shape = model.config.to_dict()
+    if adapter is not None and loaded.adapter_is_new:  # it is switched off: what remains is the model that full fine-tuning starts from
+        base = {name: tensor for name, tensor in weights.items() if "lora_" not in name and ".modules_to_save." not in name}
+        weights = {name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor for name, tensor in base.items()}
+    elif adapter is not None:
+        config = adapter.active_peft_config  # its scale is no weight
+        shape["adapter"] = [str(getattr(config, name, None)) for name in ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")]
+    for name in ("_name_or_path", "dtype", "transformers_version", "use_cache", "quantization_config"):  # said elsewhere, or does not matter
+        shape.pop(name, None)
+    digest = f"{weights_digest(weights)} {blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()}"
     quantisation = str(getattr(model.config, "quantization_config", "") or "")
-    return CacheContext(weights, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type)
+    return CacheContext(digest, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type)
 
 
 def precompute(
@@ -148,7 +175,7 @@ def tree_keys(tree: PromptTree) -> list[bytes]:
 
 def make_reference(
     method: Method,
-    settings: ModelSettings,
+    settings: RunSettings,
     policy: Policy,
     loaded: LoadedModel,
     trees: Sequence[PromptTree],
@@ -171,25 +198,30 @@ def make_reference(
 
     Raises:
         DataError: some completions bring reference values and some do not.
+        ModelError: as `other_reference`.
     """
     if not method.needs.reference:
         return None
     if data_has_reference(trees):
         narrator.say("reference: the sums that come with the data")
         return DataReference()
-    if settings.reference is not None:
-        reference, reference_model = other_reference(settings, policy.path, precision, processes)
+    reference: Reference
+    path, reference_model = policy.path, loaded
+    if reference_settings(settings).reference is not None:
+        reference, reference_model, sentence = other_reference(settings, loaded.tokenizer, trees, precision, processes)
+        path = reference.policy.path
+        narrator.say(sentence)
     else:
-        reference, reference_model = start_reference(policy, loaded, in_place=cache_folder is not None), loaded
+        reference = start_reference(policy, loaded, in_place=cache_folder is not None)
     if cache_folder is None:
         narrator.say(f"reference: {DESCRIPTIONS[type(reference)]}, run in every step")
         return reference
-    context = cache_context(reference_model, policy.path, precision, processes)
+    context = cache_context(reference_model, path, precision, processes)
     return precompute(
         reference,
         trees,
         ReferenceCache(cache_folder, context),
-        path=policy.path,
+        path=path,
         max_tokens=max_tokens,
         autocast=precision.autocast,
         processes=processes,
@@ -224,7 +256,7 @@ def check_start(policy: Policy, reference: Reference, trees: Sequence[PromptTree
         difference = float((own.values_N - other.values_N).abs().mean())
     else:
         difference = float((own.mean() - other.mean()).abs().mean())
-    if difference > SAME_FUNCTION[precision.autocast or torch.float32] and isinstance(other, TokenLogps):
+    if not difference <= SAME_FUNCTION[precision.autocast or torch.float32] and isinstance(other, TokenLogps):  # NaN is no match
         raise RunError(
             f"before the first step policy and reference differ by {difference:.2g} nats per token on {first.trees[0].row_id} and its neighbours, "
             "and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in training mode, "

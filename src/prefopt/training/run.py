@@ -5,7 +5,6 @@
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,26 +13,26 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 
 import prefopt
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.data.dataset import Dataset, load, split
-from prefopt.errors import ConfigError, RunError, RunStopped
+from prefopt.errors import RunError, RunStopped
 from prefopt.methods.method import Method, State
-from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model
+from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model, locate
 from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.proof import prove
 from prefopt.models.reference import Reference
 from prefopt.models.save import save_model
-from prefopt.training.assemble import method_named, own_settings, settings_for
+from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.cut import check_fits
+from prefopt.training.folder import RunFolder
 from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.loop import Course, Trainer, ddp, peak_memory_gb, run_steps
 from prefopt.training.narrator import Narrator, Quiet, Terminal, clock
-from prefopt.training.optimizer import Schedule, make_optimizer
+from prefopt.training.optimizer import Schedule, make_optimizer, usual_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes, join
 from prefopt.training.references import check_start, make_reference
@@ -57,69 +56,20 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Where the files of a run are."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """All settings, defaults included, as a YAML file that runs it again."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per optimizer step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The final figures."""
-        return self.path / "summary.json"
-
-    @property
-    def model(self) -> Path:
-        """The trained model."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What `--resume` reads."""
-        return self.path / "checkpoints"
-
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make it ready for a run.
-
-        Raises:
-            RunError: it holds another run or other files, and neither resuming nor overwriting was asked for.
-        """
-        if resume and overwrite:
-            raise ConfigError("resume and overwrite exclude each other: the one goes on with the run in `out`, the other deletes it")
-        if resume:
-            if not self.checkpoints.is_dir():
-                raise RunError(f"there is nothing to resume in {self.path}: no checkpoint was saved. Start the run without --resume.")
-            return
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file. Give a folder as out.")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not overwrite:
-                raise RunError(f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it.")
-            if not self.config.is_file():
-                raise RunError(f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder.")
-            shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the folder {self.path}: {error.strerror}. Give a folder that can be written as out.") from None
-
-
-@dataclass(frozen=True, slots=True)
 class RunData:
-    """The examples of a run, as its method reads them."""
+    """The examples of a run, as its method reads them.
+
+    Attributes:
+        train, held_out: the examples.
+        facts: about them, for the summary.
+        dropped: the files of dropped rows that were written.
+        chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
+    """
 
     train: Sequence[PromptTree]
     held_out: Sequence[PromptTree]
     facts: dict[str, Any]
+    dropped: tuple[Path, ...]
     chat_template: str | None
     end_of_turn: str
 
@@ -154,31 +104,32 @@ def train(method: str | Method, settings: RunSettings, *, narrator: Narrator | N
 
 def _run(method: Method, settings: RunSettings, processes: Processes, narrator: Narrator) -> RunResult:
     began = time.perf_counter()
-    folder = RunFolder(settings.out)
+    folder = RunFolder(settings.out.expanduser())
     with processes.main_first():
         if processes.is_main:
-            folder.prepare(resume=settings.resume, overwrite=settings.overwrite)
+            models = (settings.model, settings.adapter, reference_settings(settings).reference)
+            folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
     torch.manual_seed(settings.seed)
-    precision = choose_precision(settings.precision, processes.device, adapter=bool(settings.lora_rank or settings.adapter))
+    adapter = bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
+    precision = choose_precision(settings.precision, processes.device, adapter=adapter)
     loaded = load_model(settings, precision=precision, device=processes.device, seed=settings.seed)
-    learning_rate = settings.learning_rate or (method.rates.full if loaded.adapter is None else method.rates.adapter)
+    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    learning_rate = settings.learning_rate or usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
     with processes.main_first():
-        data = load_data(method, settings, loaded, folder, narrator if processes.is_main else Quiet())
+        data = load_data(method, settings, loaded, folder if processes.is_main else None, narrator)
     proof = prove(loaded.model, max_length=settings.max_length, sharing=settings.sharing, autocast=precision.autocast)
     policy = Policy(loaded.model, proof.path)
     check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
     order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
         narrator.say(line)
-    if processes.is_main:
-        write_config(folder.config, method, settings)
     reference = make_reference(
         method,
         settings,
         policy,
         loaded,
         needed_trees(order, data),
-        cache_folder=cache_folder(settings.cache_dir) / "reference" if settings.reference_cache else None,
+        cache_folder=cache_folder(settings.cache_dir).parent / "reference" if reference_settings(settings).reference_cache else None,
         max_tokens=settings.max_tokens,
         precision=precision,
         processes=processes,
@@ -196,11 +147,15 @@ def _run(method: Method, settings: RunSettings, processes: Processes, narrator: 
         autocast=precision.autocast,
         processes=processes,
     )
+    if processes.is_main:  # from here on the run exists
+        if not settings.resume:
+            folder.clear(keep=data.dropped)
+        folder.write_config(config_values(method, settings))
     run = Run(folder, settings, trainer, data, order, narrator, began)
     summary = run.go(loaded, reference)
     if processes.is_main:
         save_model(loaded, folder.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn)
-        folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        folder.write_summary(summary)
         for line in closing_lines(summary, folder):
             narrator.say(line)
     processes.wait()
@@ -224,11 +179,15 @@ class Run:
         checkpoints = Checkpoints(self.folder.checkpoints, keep=self.settings.keep_checkpoints)
         parameters = dict(trained_parameters(self.trainer.policy))
         opening: dict[str, Any] = {}
+        seconds = 0.0
         if self.settings.resume:
-            progress, opening = self._resume(checkpoints, parameters)
+            progress, facts = self._resume(checkpoints, parameters)
+            opening, seconds = facts["opening"], facts["training_seconds"]
+            if progress.step == self.order.num_steps and (finished := self.folder.read_summary()):
+                return finished
         else:
             progress = Progress(0, self.trainer.method.initial_state())
-            if reference is not None and self.settings.reference is None:
+            if reference is not None and reference_settings(self.settings).reference is None:
                 first = [self.data.train[index] for index in self.order.examples(0)]
                 opening["start_difference"] = check_start(
                     self.trainer.policy,
@@ -243,8 +202,13 @@ class Run:
             opening["before"] = evaluate(progress.method_state)
             self.narrator.say("held out, before: " + figures_line(opening["before"]))
         with stop_on_signals(self.narrator) as stop:
-            course = self._course(progress, evaluate, lambda done: self._save(checkpoints, parameters, done, opening), stop)
-            started = time.perf_counter()
+            started = time.perf_counter() - seconds  # those before the run was resumed count too
+            course = self._course(
+                progress,
+                evaluate,
+                lambda done: self._save(checkpoints, parameters, done, opening, time.perf_counter() - started),
+                stop,
+            )
             with self.narrator.progress("training", self.order.num_steps, progress.step) as ticker:
                 run_steps(self.trainer, self.data.train, course, ticker)
         if course.stopped:
@@ -252,7 +216,7 @@ class Run:
                 f"stopped after step {course.step} of {self.order.num_steps}, as asked; the checkpoint is in {checkpoints.folder}. "
                 "Go on with the same command and --resume."
             )
-        return opening | self._sum_up(course, time.perf_counter() - started, course.step - progress.step)
+        return opening | self._sum_up(course, time.perf_counter() - started)
 
     def _course(
         self, progress: Progress, evaluate: Callable[[State], dict[str, float]] | None, save: Callable[[Progress], None], stop: StopRequest
@@ -269,7 +233,7 @@ class Run:
             stopping=lambda: stop.agreed(self.trainer.processes),
         )
 
-    def _resume(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter]) -> tuple[Progress, dict[str, Any]]:
+    def _resume(self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter]) -> tuple[Progress, Mapping[str, Any]]:
         path, state = checkpoints.newest_state()
         if state["data"] != self.data.facts["fingerprint"]:
             raise RunError(f"the data is not what {path} was trained on. Give the same files, or start anew with another out.")
@@ -277,16 +241,21 @@ class Run:
             raise RunError(f"these settings differ from those of {path}: {'; '.join(changed)}. Give them as they were, or start anew with another out.")
         progress = restore(path, state, parameters, self.trainer.optimizer)
         if self.trainer.processes.is_main:
-            keep_rows(self.folder.metrics, progress.step)
+            self.folder.keep_rows(progress.step)
         self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
-        return progress, state["opening"]
+        return progress, state
 
     def _save(
-        self, checkpoints: Checkpoints, parameters: Mapping[str, torch.nn.Parameter], progress: Progress, opening: Mapping[str, Any]
+        self,
+        checkpoints: Checkpoints,
+        parameters: Mapping[str, torch.nn.Parameter],
+        progress: Progress,
+        opening: Mapping[str, Any],
+        seconds: float,
     ) -> None:
         if self.trainer.processes.is_main:
             settings = fixed_settings(self.trainer.method, self.settings)
-            facts = {"settings": settings, "data": self.data.facts["fingerprint"], "opening": opening}
+            facts = {"settings": settings, "data": self.data.facts["fingerprint"], "opening": opening, "training_seconds": seconds}
             checkpoints.save(parameters, self.trainer.optimizer, progress, facts)
         self.trainer.processes.wait()
 
@@ -295,12 +264,11 @@ class Run:
 
     def _record(self, row: Mapping[str, float]) -> None:
         if self.trainer.processes.is_main:
-            with self.folder.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            self.folder.add_row(row)
 
-    def _sum_up(self, course: Course, seconds: float, num_steps: int) -> dict[str, Any]:
-        last = course.last_row or last_metrics(self.folder.metrics)
-        num_examples = sum(len(self.order.examples(step)) for step in range(course.step - num_steps, course.step))
+    def _sum_up(self, course: Course, seconds: float) -> dict[str, Any]:
+        last = course.last_row or self.folder.last_row()
+        num_examples = sum(len(self.order.examples(step)) for step in range(course.step))
         return {
             "method": self.trainer.method.name,
             "model": str(self.settings.model),
@@ -321,23 +289,26 @@ class Run:
         }
 
 
-def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder, narrator: Narrator) -> RunData:
-    """The run's examples, told and shown.
+def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder | None, narrator: Narrator) -> RunData:
+    """The run's examples, told and shown; rows that are dropped are written into the folder, where there is one.
 
     Raises:
         DataError: as `prefopt.data.dataset.load`.
     """
     kind = method.needs.completions
-    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.path / "dropped.jsonl")
+    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped if folder else None)
     held_out: Sequence[PromptTree]
     trees, held_out = dataset.trees, ()
+    dropped = [folder.dropped] if folder and dataset.summary.num_dropped else []
     facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
     for line in dataset.summary.lines():
         narrator.say(line)
     if settings.eval_data:
-        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.path / "dropped-eval.jsonl")
+        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped_held_out if folder else None)
         held_out = held.trees
         facts["eval_summary"] = held.summary.to_dict()
+        if folder and held.summary.num_dropped:
+            dropped.append(folder.dropped_held_out)
         for line in held.summary.lines():
             narrator.say(f"held out: {line}")
     elif settings.eval_fraction:
@@ -346,7 +317,7 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
     narrator.say(f"the first example:\n{dataset.first_example}")
     facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
     arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
-    return RunData(arranged, arranged_held_out, facts, template_to_save(dataset, loaded), dataset.end_of_turn)
+    return RunData(arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn)
 
 
 def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:
@@ -412,23 +383,9 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 
 
-def write_config(path: Path, method: Method, settings: RunSettings) -> None:
-    """All settings as a file that `prefopt train --config` takes."""
-    values = {"method": method.name, **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})), **json.loads(method.settings.model_dump_json())}
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def keep_rows(path: Path, steps: int) -> None:
-    """Leave the rows of the first steps: those after the checkpoint are about to be made again."""
-    if path.is_file():
-        rows = path.read_text(encoding="utf-8").split("\n")
-        path.write_text("".join(f"{row}\n" for row in rows[:steps] if row), encoding="utf-8")
-
-
-def last_metrics(path: Path) -> dict[str, float]:
-    """The newest row; empty where there is none."""
-    rows = path.read_text(encoding="utf-8").strip().split("\n") if path.is_file() else [""]
-    return json.loads(rows[-1]) if rows[-1] else {}
+def config_values(method: Method, settings: RunSettings) -> dict[str, Any]:
+    """All settings, as `config.yaml` holds them."""
+    return {"method": method.name, **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})), **json.loads(method.settings.model_dump_json())}
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,193 @@
+"""Checkpoints bring everything back to the bit, appear whole or not at all, and hold nothing that runs."""
+
+import errno
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import AdamW
+
+from prefopt.errors import RunError
+from prefopt.training import checkpoint
+from prefopt.training.checkpoint import Checkpoints, Progress, restore
+from prefopt.training.optimizer import make_optimizer
+
+FACTS = {"settings": {"method": "dpo", "beta": 0.1}, "data": "fingerprint", "opening": {"before": {"eval/loss": 0.69}}}
+
+
+def small(seed: int = 0, width: int = 4) -> tuple[nn.Module, dict[str, nn.Parameter], AdamW]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, width), nn.LayerNorm(width), nn.Linear(width, 2))
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(parameters.items(), weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    return model, parameters, optimizer
+
+
+def step(model: nn.Module, optimizer: AdamW) -> float:
+    """A step on numbers drawn from the global random state."""
+    optimizer.zero_grad()
+    loss = model(torch.randn(5, 3)).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def save(checkpoints: Checkpoints, step_number: int, *, seed: int = 0) -> Path:
+    model, parameters, optimizer = small(seed)
+    step(model, optimizer)
+    return checkpoints.save(parameters, optimizer, Progress(step_number, {}), FACTS)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_comes_back_to_the_bit(tmp_path: Path):
+    model, parameters, optimizer = small()
+    torch.manual_seed(7)
+    for _ in range(3):
+        step(model, optimizer)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(parameters, optimizer, Progress(3, {"shift": 0.1 + 0.2}), FACTS)
+    later = [step(model, optimizer) for _ in range(3)]
+
+    other, other_parameters, other_optimizer = small(seed=1)
+    torch.manual_seed(99)
+    path, state = Checkpoints(tmp_path / "checkpoints", keep=2).newest_state()
+    progress = restore(path, state, other_parameters, other_optimizer)
+    assert progress == Progress(3, {"shift": 0.1 + 0.2})
+    assert {name: state[name] for name in FACTS} == FACTS
+    assert [step(other, other_optimizer) for _ in range(3)] == later
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, other_parameters[name])
+        before, after = optimizer.state[parameter], other_optimizer.state[other_parameters[name]]
+        assert before.keys() == after.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    assert other_optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_nothing_in_it_is_pickled(tmp_path: Path):
+    path = save(Checkpoints(tmp_path, keep=1), 5)
+    assert path == tmp_path / "step-000005"
+    assert sorted(file.name for file in path.iterdir()) == ["optimizer.safetensors", "policy.safetensors", "state.json"]
+    assert set(load_file(path / "policy.safetensors")) == set(small()[1])
+    assert json.loads((path / "state.json").read_text())["step"] == 5
+
+
+def test_the_newest_stay(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number in (1, 9, 10, 999_999, 1_000_000):
+        save(checkpoints, number)
+    assert [path.name for path in checkpoints.all()] == ["step-999999", "step-1000000"]
+    assert checkpoints.newest_state()[1]["step"] == 1_000_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1000000", "step-999999"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_disk_that_fills_up_leaves_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, place: int):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    before = content(tmp_path)
+    calls = []
+
+    def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        save_file(tensors, path)
+        if len(calls) == place:
+            path.write_bytes(path.read_bytes()[:20])
+            raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(RunError, match=r"cannot write the checkpoint .*step-000002: .*No space left.*Earlier checkpoints are untouched"):
+        save(checkpoints, 2)
+    assert content(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
+    for name in (".step-000001.77", ".step-000003.78"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "policy.safetensors").write_bytes(b"half")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(RunError, match="there is no checkpoint to resume from"):
+        checkpoints.newest_state()
+    save(checkpoints, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_a_path_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot write the checkpoint"):
+        save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1), 1)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("policy.safetensors", flip),
+        ("policy.safetensors", cut_short),
+        ("policy.safetensors", Path.unlink),
+        ("optimizer.safetensors", flip),
+        ("state.json", cut_short),
+        ("state.json", lambda path: path.write_text("[]")),
+        ("state.json", lambda path: path.write_text("{}")),
+    ],
+)
+def test_a_damaged_one_is_passed_over(tmp_path: Path, name: str, damage):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    save(checkpoints, 1)
+    newest = save(checkpoints, 2)
+    damage(newest / name)
+    with pytest.warns(UserWarning, match=rf"step-000002 is damaged \({name}\); the one before it is used"):
+        path, state = checkpoints.newest_state()
+    assert (path.name, state["step"]) == ("step-000001", 1)
+    # The run that goes on from there keeps its own checkpoints, not the damaged one.
+    kept = Checkpoints(tmp_path, keep=1)
+    save(kept, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kept.newest_state()[1]["step"] == 1
+
+
+def test_where_all_are_damaged(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    flip(save(checkpoints, 1) / "policy.safetensors")
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(RunError, match="there is no checkpoint to resume from in"):
+        checkpoints.newest_state()
+    with pytest.raises(RunError, match="there is no checkpoint to resume from in"):
+        Checkpoints(tmp_path / "none", keep=1).newest_state()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    path, state = checkpoints.newest_state()
+    _, wider, optimizer = small(width=5)
+    with pytest.raises(RunError, match="holds other parameters than this run trains: the model or the adapter settings have changed"):
+        restore(path, state, wider, optimizer)
+    _, fewer, optimizer = small()
+    fewer.pop("0.bias")
+    with pytest.raises(RunError, match="holds other parameters than this run trains"):
+        restore(path, state, fewer, optimizer)
