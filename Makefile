@@ -33,6 +33,7 @@ format: $(READY)  ## let ruff rewrite what it can
 
 docs: $(READY)  ## write the generated pages anew
 	@$(BIN)/python -m prefopt.cli.pages
+	@$(BIN)/python -m tests.models.architectures
 
 clean:  ## delete what make created, .venv and runs included
 	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,7 +14,7 @@ from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
 from prefopt.errors import ModelError
 from prefopt.models.policy import EnginePath, Policy, set_attention
-from prefopt.models.proof import EXACT, NOISE_FACTOR, Difference, Proof, _forest, prove, spans_named
+from prefopt.models.proof import EXACT, NOISE_FACTOR, Difference, Proof, _forest, allowed, prove, spans_named
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -349,3 +349,28 @@ def test_sentences():
         "every completion runs with its own prompt (plain): sharing moves log-probs by 5e-02 and gradients by 5e-01 "
         "on this architecture; the head runs in chunks"
     )
+
+
+def test_rotary_embeddings_that_change_for_the_whole_batch_are_refused():
+    half = 4  # head size 8
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * half,
+        "long_factor": [4.0] * half,
+    }
+    model = tiny_model("phi3", rope_parameters=rope, max_position_embeddings=128, original_max_position_embeddings=32)
+    assert prove(model, max_length=32).path.sharing == "flat"  # no row reaches the long factors
+    with pytest.raises(ModelError, match=r"other log-probabilities when longer rows stand in the same batch.*Lower max_length to 32"):
+        prove(model, max_length=64)
+
+
+def test_noise_does_not_excuse_everything():
+    assert allowed(1e-8, 1e-5) == 1e-5
+    assert allowed(1e-5, 1e-5) == pytest.approx(8e-5)
+    assert allowed(1.0, 1e-5) == pytest.approx(1e-3)
+
+
+def test_a_caller_without_gradients_may_prove():
+    with torch.no_grad():
+        assert prove(tiny_model("qwen2"), max_length=64).path.sharing == "flat"

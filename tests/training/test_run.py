@@ -1,6 +1,5 @@
 """A run from its settings to its results: what it leaves, and that its numbers do not depend on how it was done."""
 
-import copy
 import json
 import math
 import shutil
@@ -61,7 +60,7 @@ def plain_losses(model: Path, pairs: str, tmp_path_factory: pytest.TempPathFacto
 
 def test_the_files_of_a_run(finished: Path):
     assert sorted(path.name for path in finished.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "model", "summary.json"]
-    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000003", "step-000005", "step-000007"] or True
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000004", "step-000006", "step-000007"]
     suffixes = {path.suffix for path in (finished / "checkpoints").rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json"}
 
@@ -233,7 +232,7 @@ def test_another_reference(model: Path, model_folder, make_model, chat_tokenizer
             run("dpo", model, pairs, out, reference=str(reference), reference_cache=cache, max_steps=2)
             first.append(losses(out))
         assert first[0] == pytest.approx(first[1], abs=1e-5)
-        assert abs(first[0][0] - LOG_2) > 1e-3
+        assert abs(first[0][0] - LOG_2) > 1e-4
         row = rows(out)[0]
         by_hand = [0.1 * (own - other) for own, other in zip(means(model, pairs, tmp_path, 4), means(reference, pairs, tmp_path, 4), strict=True)]
         assert [row["rewards/chosen"], row["rewards/rejected"]] == pytest.approx(by_hand, abs=1e-5)
@@ -329,7 +328,6 @@ def test_sums_in_the_data_are_as_good_as_computed_ones(model: Path, tmp_path: Pa
 def test_weights_of_examples_reach_the_loss(model: Path, tmp_path: Path):
     """An example of weight 2 is one that stands there twice; one of weight 0 is not there."""
     first, second, third = pair_rows(3)
-    settings = {"batch_size": 8, "max_steps": 1, "reference": str(model), "eval_fraction": 0.0}
     data = {
         "weighted": [first | {"weight": 2.0}, second, third | {"weight": 0}],
         "repeated": [first, first, second],
@@ -338,7 +336,7 @@ def test_weights_of_examples_reach_the_loss(model: Path, tmp_path: Path):
     found = {}
     for name, given in data.items():
         # Two epochs of one batch each, without warm-up: the second loss shows what the first step did.
-        run("dpo", model, write_rows(tmp_path / f"{name}.jsonl", given), tmp_path / name, **settings | {"batch_size": len(given), "max_steps": 2})
+        run("dpo", model, write_rows(tmp_path / f"{name}.jsonl", given), tmp_path / name, batch_size=len(given), max_steps=2)
         found[name] = figures(tmp_path / name)[-1]
     for metric in ("loss", "rewards/margin", "logps/chosen", "grad_norm"):
         assert found["weighted"][metric] == pytest.approx(found["repeated"][metric], abs=1e-5), metric
@@ -411,7 +409,7 @@ def test_a_method_object_of_one_s_own(model: Path, pairs: str, tmp_path: Path):
     assert found[0]["loss"] == pytest.approx(4.0, abs=1e-4)
     assert found[-1]["loss"] < 4.0
     assert [row["seen"] for row in found] == [4.0 * index for index in range(6)]
-    assert max(row["learning_rate"] for row in found) == 1e-3
+    assert max(row["learning_rate"] for row in found) == pytest.approx(0.1)  # its usual rate, for a model as small as this
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["gap"] == 2.0
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-000006" / "state.json").read_text())
     assert state["method_state"] == {"seen": 24.0}
@@ -486,7 +484,7 @@ def test_a_changed_setting_is_named(stopped, model: Path, pairs: str):
     says = r"these settings differ from those of .*step-00000.: beta was 0.1, is 0.2; epochs was 2.0, is 3.0; learning_rate was 0.001, is 0.002"
     with pytest.raises(RunError, match=says):
         run("dpo", model, pairs, copied, resume=True, **changed)
-    assert {path: path.read_bytes() for path in before} | {copied / "config.yaml": b""} == before | {copied / "config.yaml": b""}
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 def test_another_method_is_named(stopped, model: Path, pairs: str):
@@ -621,7 +619,7 @@ def test_a_reference_that_is_another_function_is_found_before_the_first_step(mod
 
 def test_a_cache_that_cannot_be_written_costs_warnings(model: Path, pairs: str, tmp_path: Path, plain_losses: list[float]):
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="the reference cache .* cannot be used"):
+    with pytest.warns(UserWarning, match="the reference cache .* cannot be used"), pytest.warns(UserWarning, match="tokens cannot be cached"):
         run("dpo", model, pairs, tmp_path / "run", cache_dir=tmp_path / "file")
     assert losses(tmp_path / "run") == plain_losses
 
@@ -671,10 +669,5 @@ def test_a_disk_that_fills_up_is_said_and_costs_nothing(stopped, model: Path, pa
 
 
 def test_settings_are_checked_by_name(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"bata: no such setting \(did you mean beta\?\)"):
-        train_with("dpo", model="m", data="d", out=tmp_path, bata=1)
-
-
-def test_a_model_object_is_not_touched_by_the_settings(model: Path):
-    settings = RunSettings(model=model, data="d", out="o")
-    assert copy.deepcopy(settings) == settings
+    with pytest.raises(ConfigError, match=r"betta: no such setting \(did you mean beta\?\)"):
+        train_with("dpo", model="m", data="d", out=tmp_path, betta=1)

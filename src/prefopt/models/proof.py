@@ -10,11 +10,14 @@ runs that differ in padding only show the arithmetic's own noise.
 The forest crosses every window and chunk length that the config names and rows of `max_length` can reach, because
 a window that is never exceeded would prove nothing. No list of blessed architectures decides.
 
+A model whose log-probabilities depend on what else is in the batch cannot be trained on pairs at all: rotary embeddings
+that change for the whole batch when one row grows long (longrope, dynamic) do that. It is refused.
+
 Shapes: T positions of the flattened input, D hidden size, N scored tokens.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,9 +35,18 @@ from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
 NOISE_FACTOR = 8.0
 """How many times the noise of two plain runs still counts as equal: sharing changes the order of sums in every layer."""
 
+LOUDEST = 100.0
+"""How many times the floor it may become by that: a model that is noisier has more than arithmetic in its noise."""
+
 EXACT = (1e-5, 5e-5)
 """Relative differences of log-probabilities and of gradients below which two float32 runs are equal however quiet the
 noise. Right architectures stay below 1e-6; the quietest wrong one seen (lfm2) moves gradients by 3e-4."""
+
+SPAN_WORDS = ("window", "chunk", "original_max_position")
+"""Parts of the names under which configs hold lengths beyond which a token's view of the row changes."""
+
+NUM_SHORT_TREES = 3
+"""Trees of the forest that cross no such length."""
 
 ROUGH = (3e-2, 1.5e-1)
 """The same for a second look in half precision, which catches a kernel that is wrong, not a subtle architecture."""
@@ -49,7 +61,12 @@ class Difference:
 
     def within(self, noise: "Difference", floor: tuple[float, float]) -> bool:
         """Whether it is no more than the arithmetic's own noise. NaN is not."""
-        return self.logps <= max(NOISE_FACTOR * noise.logps, floor[0]) and self.gradients <= max(NOISE_FACTOR * noise.gradients, floor[1])
+        return self.logps <= allowed(noise.logps, floor[0]) and self.gradients <= allowed(noise.gradients, floor[1])
+
+
+def allowed(noise: float, floor: float) -> float:
+    """The relative difference that counts as equal."""
+    return min(max(NOISE_FACTOR * noise, floor), LOUDEST * floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +140,19 @@ def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torc
         if not bool(torch.isfinite(base.logps_N).all()):
             raise ModelError("the model gives infinite or NaN log-probabilities on random tokens: its weights are damaged, or its precision is too low")
         noise = _difference(padded, base)
+        _refuse_batch_dependence(model, base, forest, plain, autocast, allowed(noise.logps, floor[0]))
         if sharing == "plain":
             return Proof(plain, "asked for", 0.0, noise)
         try:
             flat_path = EnginePath("flat", head)
             flat: Difference | str = _difference(_run(model, flat_path, pack(forest, sharing="flat", device=device), autocast), base)
             independence = _independence(model, flat_path, forest, autocast)
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, TypeError, RuntimeError, IndexError, ModelError) as error:
             # Architectures fail here in ways of their own: an attention that drops keywords, a layer that wants a cache.
             flat, independence = _first_sentence(error), float("nan")
-    if isinstance(flat, Difference) and flat.within(noise, floor) and independence <= max(NOISE_FACTOR * noise.logps, floor[0]):
+    if isinstance(flat, Difference) and flat.within(noise, floor) and independence <= allowed(noise.logps, floor[0]):
         return Proof(flat_path, flat, independence, noise)
     return Proof(plain, flat, independence, noise)
 
@@ -184,10 +204,11 @@ def _run(model: PreTrainedModel, path: EnginePath, batch: TreeBatch, autocast: t
 
     handle = model.get_input_embeddings().register_forward_hook(keep)
     try:
-        with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        with torch.enable_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
             logps = policy(batch)
         weights_N = torch.linspace(-1.0, 1.5, len(logps.values_N), device=logps.values_N.device, dtype=logps.values_N.dtype)
-        (gradient,) = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:1])
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:1])
     finally:
         handle.remove()
     return _Run(logps.values_N.detach(), _per_tree_token(gradient.flatten(0, 1), batch))
@@ -219,6 +240,27 @@ def _independence(model: PreTrainedModel, path: EnginePath, forest: list[PromptT
         before, after = (policy(pack(trees, sharing=path.sharing, device=model.device)).sum() for trees in (forest, changed))
     others = torch.tensor([index > 0 for tree in forest for index in range(len(tree.completions))], device=before.device)
     return _relative(after[others], before[others])
+
+
+def _refuse_batch_dependence(
+    model: PreTrainedModel, base: _Run, forest: list[PromptTree], plain: EnginePath, autocast: torch.dtype | None, equal: float
+) -> None:
+    """The short trees alone must give what they gave beside the long ones.
+
+    Raises:
+        ModelError: they do not.
+    """
+    short = forest[:NUM_SHORT_TREES]
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        alone_N = Policy(model, plain)(pack(short, sharing="plain", device=model.device)).values_N
+    difference = _relative(alone_N, base.logps_N[: len(alone_N)])
+    if not difference <= equal:
+        limits = sorted(spans_named(model.config))
+        advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
+        raise ModelError(
+            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch (by {difference:.0e}), "
+            f"so that no comparison of answers would hold. Rotary embeddings that change for the whole batch do that. {advice}"
+        )
 
 
 def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> HeadShape | None:
@@ -256,6 +298,7 @@ def _forest(config: PretrainedConfig, max_length: int) -> list[PromptTree]:
         return PromptTree(draw(prompt), tuple(Completion(draw(length)) for length in completions))
 
     forest = [tree(11, 5, 8), tree(4, 3, 7, 2), tree(1, 6)]
+    assert len(forest) == NUM_SHORT_TREES
     for span in sorted(spans_named(config)):
         if span < max_length:
             # The edge falls inside the prompt for one branch's tokens, and inside the branch for the other's.
@@ -264,13 +307,16 @@ def _forest(config: PretrainedConfig, max_length: int) -> list[PromptTree]:
 
 
 def spans_named(config: PretrainedConfig) -> set[int]:
-    """Window, chunk and kernel lengths that a config names: what a token sees may change beyond them."""
-    return {
-        value
-        for name, value in config.get_text_config().to_dict().items()
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and any(word in name for word in ("window", "chunk"))
-        if "max_window_layers" not in name
-    }
+    """Window and chunk lengths, and lengths from which on rotary embeddings change, that a config names."""
+
+    def found(values: Mapping[str, object]) -> Iterator[int]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield from found(value)
+            elif isinstance(value, int) and value > 1 and any(word in name for word in SPAN_WORDS) and "layers" not in name:
+                yield value
+
+    return set(found(config.get_text_config().to_dict()))
 
 
 @contextmanager

@@ -264,10 +264,10 @@ def show_figures(show: Show, figures: Figures, plan: Plan) -> None:
         ("", "SFT", "DPO"),
         (
             "mean true reward",
-            f"{values['true_reward_before']:.2f} ± {values['true_reward_before_error']:.2f}",
-            f"{values['true_reward_after']:.2f} ± {values['true_reward_after_error']:.2f}",
+            f"{values['true_reward_before']:.3f} ± {values['true_reward_before_error']:.3f}",
+            f"{values['true_reward_after']:.3f} ± {values['true_reward_after_error']:.3f}",
         ),
-        ("KL from the SFT model, nats", "0", f"{figures.kl.kl:.1f} ± {figures.kl.kl_error:.1f}"),
+        ("KL from the SFT model, nats", "0", f"{figures.kl.kl:.2f} ± {figures.kl.kl_error:.2f}"),
         ("accuracy on held-out pairs", "0.50", f"{accuracy.accuracy:.2f} ± {accuracy.accuracy_error:.2f}"),
         ("tokens per review", f"{values['tokens_before']:.0f}", f"{values['tokens_after']:.0f}"),
     ]

@@ -106,7 +106,7 @@ class Checkpoints:
         for path in reversed(self.all()):
             try:
                 state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-                damaged = [name for name, checksum in state["checksums"].items() if not (path / name).is_file() or _checksum(path / name) != checksum]
+                damaged = [name for name, checksum in state["checksums"].items() if not _is_whole(path / name, checksum)]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 damaged = ["state.json"]
             if not damaged:
@@ -144,6 +144,10 @@ def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: AdamW)
         for key, value in optimizer.state[parameter].items()
     }
     return tensors | {RANDOM_STATE: torch.get_rng_state()}
+
+
+def _is_whole(path: Path, checksum: str) -> bool:
+    return path.is_file() and _checksum(path) == checksum
 
 
 def _checksum(path: Path) -> str:

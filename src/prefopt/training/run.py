@@ -147,10 +147,6 @@ def _run(method: Method, settings: RunSettings, processes: Processes, narrator: 
         autocast=precision.autocast,
         processes=processes,
     )
-    if processes.is_main:  # from here on the run exists
-        if not settings.resume:
-            folder.clear(keep=data.dropped)
-        folder.write_config(config_values(method, settings))
     run = Run(folder, settings, trainer, data, order, narrator, began)
     summary = run.go(loaded, reference)
     if processes.is_main:
@@ -197,6 +193,10 @@ class Run:
                     precision=Precision(self.trainer.autocast, loaded.model.dtype),
                     processes=self.trainer.processes,
                 )
+        if self.trainer.processes.is_main:  # nothing stands in the way any more, and what `out` held may go
+            if not self.settings.resume:
+                self.folder.clear(keep=self.data.dropped)
+            self.folder.write_config(config_values(self.trainer.method, self.settings))
         evaluate = self._evaluate if self.data.held_out else None
         if evaluate is not None and progress.step == 0:
             opening["before"] = evaluate(progress.method_state)

@@ -1,0 +1,132 @@
+"""Ctrl-C and SIGTERM cost the step's time, and no step."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefopt.errors import RunStopped
+from prefopt.training.interrupt import stop_on_signals
+from prefopt.training.narrator import Quiet
+from prefopt.training.processes import Processes
+from tests.training.runs import Asks, figures, losses, run, weights
+
+ONE = Processes(0, 1, torch.device("cpu"))
+
+
+class Listening(Quiet):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals):
+    before = signal.getsignal(number)
+    narrator = Listening()
+    with stop_on_signals(narrator) as stop:
+        assert not stop.agreed(ONE)
+        signal.raise_signal(number)
+        assert stop.agreed(ONE)
+        assert narrator.said == [f"{number.name}: the step is finished and saved, then the run stops (again: stop at once)"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_the_handlers_are_put_back_after_an_error():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ZeroDivisionError), stop_on_signals(Quiet()):
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_narrator_in_the_middle_of_a_word_does_not_matter():
+    class Busy(Quiet):
+        def say(self, line: str) -> None:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    with stop_on_signals(Busy()) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+
+
+def test_other_threads_train_without_handlers():
+    asked: list[bool] = []
+
+    def work() -> None:
+        with stop_on_signals(Quiet()) as stop:
+            asked.append(stop.asked)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 4, "learning_rate": 1e-2}], ids=["full", "lora"])
+def test_a_stopped_run_goes_on_to_the_bit(
+    model_folder: Callable[..., Path], pairs: str, tmp_path: Path, number: signal.Signals, settings: dict[str, object]
+):
+    def at(done: int) -> None:
+        if done == 2:
+            signal.raise_signal(number)
+
+    model = model_folder()
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run("dpo", model, pairs, whole, eval_fraction=0.2, **settings)
+    narrator = Asks(at)
+    says = rf"stopped after step 2 of 5, as asked; the checkpoint is in {stopped}/checkpoints. Go on with the same command and --resume"
+    with pytest.raises(RunStopped, match=says):
+        run("dpo", model, pairs, stopped, eval_fraction=0.2, narrator=narrator, **settings)
+    assert any(line.startswith(number.name) for line in narrator.said)
+    assert len(losses(stopped)) == 2
+    assert not (stopped / "model").exists()
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-000002"]
+    run("dpo", model, pairs, stopped, eval_fraction=0.2, resume=True, **settings)
+    assert figures(stopped) == figures(whole)
+    assert weights(stopped) == weights(whole)
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    def at(done: int) -> None:
+        if done == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    result = run("dpo", model_folder(), pairs, tmp_path / "run", narrator=Asks(at))
+    assert result.summary["steps"] == 6
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_command_line_stops_and_goes_on(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    """In a process of its own: exit code 130, one sentence, no traceback."""
+    words = ["--model", str(model_folder()), "--data", pairs, "--out", str(tmp_path / "run"), "--batch-size", "4", "--max-length", "128"]
+    more = ["--epochs", "2000", "--device", "cpu", "--precision", "float32", "--eval-fraction", "0.2", "--keep-checkpoints", "1"]
+    command = [sys.executable, "-m", "prefopt", "train", "dpo", *words, *more]
+    source = str(Path(__file__).parents[2] / "src")
+    environment = os.environ | {"PYTHONPATH": source, "PREFOPT_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("held out, before") and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    said = "".join(lines) + rest
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert last.startswith("prefopt: stopped")
