@@ -68,9 +68,10 @@ def test_replaces_its_own_folder_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_reward_rises(tmp_path: Path) -> None:
     summary = quickstart(tmp_path / "quickstart", console=plain_console())
-    assert summary["true_reward_before"] == pytest.approx(0.5, abs=0.07)
+    assert summary["true_reward_before"] == pytest.approx(0.5, abs=0.08)
     assert summary["true_reward_after"] > 0.9
     assert 0.5 < summary["kl"] < 25
     assert summary["reward_accuracy"] > 0.75

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,24 +110,22 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(model_folder: Callable[..
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-def test_the_command_line_stops_and_goes_on(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+def test_the_command_line_stops(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     """In a process of its own: exit code 130, one sentence, no traceback."""
-    words = ["--model", str(model_folder()), "--data", pairs, "--out", str(tmp_path / "run"), "--batch-size", "4", "--max-length", "128"]
-    more = ["--epochs", "2000", "--device", "cpu", "--precision", "float32", "--eval-fraction", "0.2", "--keep-checkpoints", "1"]
+    out = tmp_path / "run"
+    words = ["--model", str(model_folder()), "--data", pairs, "--out", str(out), "--batch-size", "4", "--max-length", "128"]
+    more = ["--epochs", "20000", "--device", "cpu", "--precision", "float32"]
     command = [sys.executable, "-m", "prefopt", "train", "dpo", *words, *more]
-    source = str(Path(__file__).parents[2] / "src")
-    environment = os.environ | {"PYTHONPATH": source, "PREFOPT_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PREFOPT_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("held out, before") and process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    said = "".join(lines) + rest
+        while process.poll() is None and not (out / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    last = said.splitlines()[-1]
-    assert last.startswith("prefopt: stopped")
+    *_, announced, last = said.splitlines()
+    assert announced.startswith("SIGTERM: the step is finished and saved")
+    done = len(losses(out))
+    assert last.startswith(f"prefopt: stopped after step {done} of 60000, as asked; the checkpoint is in {out}")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{done:06d}"]

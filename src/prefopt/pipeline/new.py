@@ -230,9 +230,7 @@ def random_model(settings: NewSettings, tokenizer: PreTrainedTokenizerFast) -> P
     """The model with weights drawn by the seed; the caller's random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            model_config(settings, tokenizer), dtype=torch.float32
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(settings, tokenizer), dtype=torch.float32)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -229,6 +230,9 @@ def ddp(policy: Policy, processes: Processes) -> nn.Module:
     if processes.count == 1:
         return policy
     device_ids = [processes.device.index] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(policy, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, which 2.11 does not know.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(policy, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 

@@ -113,6 +113,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, narrator: 
     adapter = bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
     precision = choose_precision(settings.precision, processes.device, adapter=adapter)
     loaded = load_model(settings, precision=precision, device=processes.device, seed=settings.seed)
+    settings = within_context(settings, loaded, narrator)
     num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     learning_rate = settings.learning_rate or usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
     with processes.main_first():
@@ -287,6 +288,15 @@ class Run:
             "data": self.data.facts,
             "versions": {"prefopt": prefopt.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         }
+
+
+def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
+    """The settings with `max_length` no longer than what the model was made for: beyond it positions are missing or untrained."""
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not context or context >= settings.max_length:
+        return settings
+    narrator.say(f"max_length: {context}, as long as the model can read (the settings say {settings.max_length})")
+    return settings.model_copy(update={"max_length": context})
 
 
 def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder | None, narrator: Narrator) -> RunData:
