@@ -18,6 +18,7 @@ import pytest
 _caches = tempfile.TemporaryDirectory(prefix="prefopt-tests-")
 os.environ["PREFOPT_CACHE"] = _caches.name
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line sets it
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors; and sums differ in the last bits with the number of threads
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -110,7 +110,7 @@ def test_an_adapter_whose_base_is_not_there_can_be_given_beside_its_base(adapter
 def test_an_adapter_of_an_adapter_is_refused(adapter_folder: Path, tmp_path: Path):
     other = Path(shutil.copytree(adapter_folder, tmp_path / "other"))
     change_json(other / "adapter_config.json", base_model_name_or_path=str(adapter_folder))
-    with pytest.raises(ModelError, match="which holds no model. Give a whole model as model"):
+    with pytest.raises(ModelError, match=r"which holds no model. Give a whole model as model"):
         locate(str(other))
     change_json(other / "adapter_config.json", base_model_name_or_path=str(other))
     with pytest.raises(ModelError, match="which holds no model"):
@@ -291,9 +291,9 @@ def test_an_existing_adapter_goes_on(adapter_folder: Path, model_folder):
 def test_adapter_settings_at_odds(adapter_folder: Path, model_folder, tmp_path: Path):
     with pytest.raises(ModelError, match="is an adapter already: leave lora_rank out to go on from it, or give its base model"):
         loaded(adapter_folder, lora_rank=2)
-    with pytest.raises(ModelError, match="is an adapter, and so is .*give the base model and one of the two"):
+    with pytest.raises(ModelError, match=r"is an adapter, and so is .*give the base model and one of the two"):
         loaded(adapter_folder, adapter=str(adapter_folder))
-    with pytest.raises(ModelError, match="holds a whole model, not an adapter. Give it as model, without adapter"):
+    with pytest.raises(ModelError, match=r"holds a whole model, not an adapter. Give it as model, without adapter"):
         loaded(model_folder(), adapter=str(model_folder()))
     with pytest.raises(ModelError, match="no folder /no/such"):
         loaded(model_folder(), adapter="/no/such")
@@ -308,13 +308,13 @@ def test_damaged_adapters(adapter_folder: Path):
     weights = adapter_folder / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="cannot put the adapter .* into the model"):
+    with pytest.raises(ModelError, match=r"cannot put the adapter .* into the model"):
         loaded(adapter_folder)
     weights.write_bytes(whole)
     some = load_file(weights)
     some.pop(next(name for name in some if "lora_B" in name))
     save_file(some, weights)
-    with pytest.raises(ModelError, match="cannot put the adapter .* into the model: Found missing adapter keys"):
+    with pytest.raises(ModelError, match=r"cannot put the adapter .* into the model: Found missing adapter keys"):
         loaded(adapter_folder)
     weights.unlink()
     torch.save({}, adapter_folder / "adapter_model.bin")
@@ -328,7 +328,7 @@ def test_an_adapter_that_adds_tokens_is_refused(model_folder, tmp_path: Path, ma
     model.name_or_path = str(model_folder())
     prefix = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     prefix.save_pretrained(tmp_path / "prefix")
-    with pytest.raises(ModelError, match="cannot put the adapter .*prompt learning"):
+    with pytest.raises(ModelError, match=r"cannot put the adapter .*prompt learning"):
         loaded(model_folder(), adapter=str(tmp_path / "prefix"))
 
 

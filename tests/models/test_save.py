@@ -140,5 +140,5 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_what_was_there(
 
 def test_a_path_below_a_file(model_folder: Callable[..., Path], tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot write the model to .*file/model: .*Not a directory"):
+    with pytest.raises(RunError, match=r"cannot write the model to .*file/model: .*Not a directory"):
         save_model(trained(model_folder()), tmp_path / "file" / "model")

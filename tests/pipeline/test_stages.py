@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.runs import figures, losses, pair_rows, rows, weights, write_rows
 from transformers import AutoModelForCausalLM
 
 from prefopt.errors import ConfigError, ModelError, RunError
 from prefopt.pipeline.stages import plan_stages, run_stages
-from tests.training.runs import figures, losses, pair_rows, rows, weights, write_rows
 
 PLAN = {"stages": ["sft", "dpo"], "model": "base", "out": "runs/a", "data": "all.jsonl"}
 
@@ -36,7 +36,13 @@ def test_each_stage_starts_from_the_one_before_in_a_folder_of_its_own():
 
 
 def test_a_stage_s_own_keys_win_over_shared_ones_and_flags_over_both():
-    values = {"seed": 1, "epochs": 2, "batch_size": 8, "sft": {"data": "sft.jsonl", "epochs": 3}, "dpo": {"epochs": 4, "batch_size": 16, "beta": 0.2}}
+    values = {
+        "seed": 1,
+        "epochs": 2,
+        "batch_size": 8,
+        "sft": {"data": "sft.jsonl", "epochs": 3},
+        "dpo": {"epochs": 4, "batch_size": 16, "beta": 0.2},
+    }
     sft, dpo = settings(values)
     assert (sft.seed, sft.epochs, sft.batch_size, sft.data) == (1, 3, 8, ["sft.jsonl"])
     assert (dpo.seed, dpo.epochs, dpo.batch_size, dpo.data, dpo.beta) == (1, 4, 16, ["all.jsonl"], 0.2)
@@ -72,7 +78,11 @@ def test_a_shared_key_of_one_method_is_no_mistake_for_the_others():
         ({"sft": {"out": "other"}}, {}, r"sft.out: a stage takes its model and its folder from the top"),
         ({"out": 5}, {}, r"out: must be a path \(given: 5\)"),
         ({"out": None}, {}, r"out: must be a path"),
-        ({"lora_rank": 4, "dpo": {"lora_rank": 8}}, {}, r"dpo.lora_rank: the stage goes on with the adapter of sft, and cannot have another"),
+        (
+            {"lora_rank": 4, "dpo": {"lora_rank": 8}},
+            {},
+            r"dpo.lora_rank: the stage goes on with the adapter of sft, and cannot have another",
+        ),
         ({"lora_rank": 4, "dpo": {"adapter": "a"}}, {}, r"dpo.adapter: the stage goes on with the adapter of sft"),
     ],
 )
@@ -178,11 +188,15 @@ def test_going_on_passes_over_what_is_done(plan: dict[str, Any], capsys: pytest.
     assert {path: path.stat().st_mtime_ns for path in (out / "sft").rglob("*")} == sft
     assert figures(out / "dpo") == whole["dpo"]
     # Stopped before the second stage had a checkpoint, and before it began.
-    for left in (["config.yaml", "metrics.jsonl"], []):
+    for left in (["config.yaml", "metrics.jsonl", "checkpoints"], []):
         for path in (out / "dpo").iterdir():
-            if path.name not in left:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not left:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in left:
+                path.unlink()
+        if left:
+            (out / "dpo" / "checkpoints").mkdir()
+        else:
             (out / "dpo").rmdir()
         run_stages(plan, {"resume": True})
         assert figures(out / "dpo") == whole["dpo"]

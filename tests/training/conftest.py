@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.training.runs import pair_rows, write_rows
 
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError, model_validator
 
 from prefopt.config import Setting
 from prefopt.errors import ConfigError
-from prefopt.methods.method import Method, MethodSettings
+from prefopt.methods.method import Method, MethodSettings, Needs
 from prefopt.methods.table import METHODS
 from prefopt.training.assemble import method_named, own_settings, settings_for
 from prefopt.training.settings import RunSettings
@@ -27,6 +27,7 @@ class OwnSettings(MethodSettings):
 class Own(Method):
     name = "own"
     settings_class = OwnSettings
+    needs = Needs(completions="pair", reference=False)
 
     def loss(self, *args, **kwargs):
         raise AssertionError

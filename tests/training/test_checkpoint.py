@@ -91,9 +91,7 @@ def test_the_newest_stay(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1000000", "step-999999"]
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")])
 @pytest.mark.parametrize("place", [1, 2])
 def test_a_disk_that_fills_up_leaves_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, place: int):
     checkpoints = Checkpoints(tmp_path, keep=1)
@@ -109,7 +107,10 @@ def test_a_disk_that_fills_up_leaves_earlier_ones(tmp_path: Path, monkeypatch: p
             raise error
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(RunError, match=r"cannot write the checkpoint .*step-000002: .*No space left.*Earlier checkpoints are untouched"):
+    with pytest.raises(
+        RunError,
+        match=r"cannot write the checkpoint .*step-000002: .*No space left.*go on with --resume: earlier checkpoints are untouched",
+    ):
         save(checkpoints, 2)
     assert content(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
@@ -128,7 +129,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
 
 def test_a_path_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot write the checkpoint"):
+    with pytest.raises(RunError, match=r"cannot write the checkpoint .*Make room and start anew with --overwrite"):
         save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1), 1)
 
 

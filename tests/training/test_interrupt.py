@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.runs import Asks, figures, losses, run, weights
 
 from prefopt.errors import RunStopped
 from prefopt.training.interrupt import stop_on_signals
 from prefopt.training.narrator import Quiet
 from prefopt.training.processes import Processes
-from tests.training.runs import Asks, figures, losses, run, weights
 
 ONE = Processes(0, 1, torch.device("cpu"))
 
@@ -41,6 +41,19 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_what_a_launcher_hands_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch):
+    now = 50.0
+    monkeypatch.setattr("prefopt.training.interrupt.time.monotonic", lambda: now)
+    with stop_on_signals(Quiet(), grace_s=2.0) as stop:
+        signal.raise_signal(signal.SIGINT)
+        now = 51.9
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        now = 52.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_handlers_are_put_back_after_an_error():

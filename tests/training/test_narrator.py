@@ -19,7 +19,9 @@ ROW = {
 }
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (59.6, "1:00"), (754, "12:34"), (3600, "1:00:00"), (36_061, "10:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (59.6, "1:00"), (754, "12:34"), (3600, "1:00:00"), (36_061, "10:01:01")]
+)
 def test_durations(seconds: float, text: str):
     assert clock(seconds) == text
 

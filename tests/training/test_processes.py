@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.runs import figures, losses, rows, run, weights
 
 from prefopt.errors import RunError
 from prefopt.training.processes import Processes, join
-from tests.training.runs import figures, losses, rows, run, weights
 
 
 def test_one_process_needs_nothing():

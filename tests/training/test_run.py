@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prefopt
@@ -28,7 +29,6 @@ from prefopt.training.narrator import Quiet
 from prefopt.training.run import train, train_with
 from prefopt.training.settings import RunSettings
 from prefopt.trees import Completion, PromptTree, token_ids
-from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, weights, write_rows
 
 LOG_2 = math.log(2)
 PAIR_METRICS = {"rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "logps/chosen", "logps/rejected", "kl"}
@@ -197,6 +197,7 @@ def test_the_seed_decides(model: Path, pairs: str, tmp_path: Path, plain_losses:
     assert losses(tmp_path / "again") == plain_losses
     run("dpo", model, pairs, tmp_path / "other", seed=1)
     assert losses(tmp_path / "other") != plain_losses
+    run("dpo", model, pairs, tmp_path / "large", seed=10**30, lora_rank=2, max_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,9 @@ def test_another_reference(model: Path, model_folder, make_model, chat_tokenizer
         assert first[0] == pytest.approx(first[1], abs=1e-5)
         assert abs(first[0][0] - LOG_2) > 1e-4
         row = rows(out)[0]
-        by_hand = [0.1 * (own - other) for own, other in zip(means(model, pairs, tmp_path, 4), means(reference, pairs, tmp_path, 4), strict=True)]
+        by_hand = [
+            0.1 * (own - other) for own, other in zip(means(model, pairs, tmp_path, 4), means(reference, pairs, tmp_path, 4), strict=True)
+        ]
         assert [row["rewards/chosen"], row["rewards/rejected"]] == pytest.approx(by_hand, abs=1e-5)
 
 
@@ -259,7 +262,9 @@ def test_a_reference_that_reads_other_tokens_is_refused(model: Path, pairs: str,
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["y"], vocabulary["n"] = vocabulary["n"], vocabulary["y"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match=r"reads other tokens than .*: . of those in the data have another number or none there \(such as 'n', 'y'\)"):
+    with pytest.raises(
+        ModelError, match=r"reads other tokens than .*: . of those in the data have another number or none there \(such as 'n', 'y'\)"
+    ):
         run("dpo", model, pairs, tmp_path / "run", reference=str(other))
 
 
@@ -306,7 +311,9 @@ def test_sums_in_the_data_are_as_good_as_computed_ones(model: Path, tmp_path: Pa
     given = []
     for row in pair_rows():
         prompt = token_ids(tokenizer(row["prompt"], add_special_tokens=False)["input_ids"])
-        answers = [[*tokenizer(row[side], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for side in ("chosen", "rejected")]
+        answers = [
+            [*tokenizer(row[side], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for side in ("chosen", "rejected")
+        ]
         tree = PromptTree(prompt, tuple(Completion(token_ids(answer)) for answer in answers))
         with torch.no_grad():
             chosen, rejected = policy(pack([tree], sharing="flat")).sum().tolist()
@@ -481,7 +488,7 @@ def test_a_changed_setting_is_named(stopped, model: Path, pairs: str):
     copied = stopped(3, save_every_steps=1)
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     changed = {"beta": 0.2, "learning_rate": 2e-3, "epochs": 3}
-    says = r"these settings differ from those of .*step-00000.: beta was 0.1, is 0.2; epochs was 2.0, is 3.0; learning_rate was 0.001, is 0.002"
+    says = r"differ from those of .*step-00000.: beta was 0.1, is 0.2; epochs was 2.0, is 3.0; learning_rate was 0.001, is 0.002"
     with pytest.raises(RunError, match=says):
         run("dpo", model, pairs, copied, resume=True, **changed)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
@@ -489,7 +496,7 @@ def test_a_changed_setting_is_named(stopped, model: Path, pairs: str):
 
 def test_another_method_is_named(stopped, model: Path, pairs: str):
     copied = stopped(3, save_every_steps=1)
-    with pytest.raises(RunError, match="the data is not what|method was 'dpo', is 'sft'"):
+    with pytest.raises(RunError, match=r"the data is not what|method was 'dpo', is 'sft'"):
         run("sft", model, pairs, copied, resume=True)
 
 
@@ -547,7 +554,7 @@ def test_a_folder_that_holds_something_is_left_alone(finished: Path, model: Path
     assert [path.name for path in mine.iterdir()] == ["model"]
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match="is a file. Give a folder|cannot make the folder"):
+        with pytest.raises(RunError, match=r"is a file. Give a folder|cannot make the folder"):
             run("dpo", model, pairs, out)
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(RunError, match="cannot make the folder"):
@@ -572,7 +579,9 @@ def test_overwriting_replaces_the_run_and_nothing_else(finished: Path, model: Pa
 def test_a_mistake_does_not_cost_the_run_that_would_be_replaced(finished: Path, model: Path, pairs: str, tmp_path: Path, mistake: str):
     copied = Path(shutil.copytree(finished, tmp_path / "run"))
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    settings = {"model": model, "data": pairs} | {mistake: {"model": "/no/model", "data": str(tmp_path / "none.jsonl"), "max_tokens": 16}[mistake]}
+    settings = {"model": model, "data": pairs} | {
+        mistake: {"model": "/no/model", "data": str(tmp_path / "none.jsonl"), "max_tokens": 16}[mistake]
+    }
     with pytest.raises(prefopt.errors.PrefoptError):
         run("dpo", settings.pop("model"), settings.pop("data"), copied, overwrite=True, **settings)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
@@ -581,7 +590,7 @@ def test_a_mistake_does_not_cost_the_run_that_would_be_replaced(finished: Path, 
 def test_a_model_is_not_deleted_before_it_is_trained(finished: Path, model: Path, pairs: str, tmp_path: Path):
     copied = Path(shutil.copytree(finished, tmp_path / "run"))
     for settings in ({"model": copied}, {"model": copied / "model"}, {"model": model, "reference": str(copied)}):
-        with pytest.raises(RunError, match="lies in .*, and --overwrite would delete it before it is trained"):
+        with pytest.raises(RunError, match=r"lies in .*, and --overwrite would delete it before it is trained"):
             run("dpo", settings.pop("model"), pairs, copied, overwrite=True, **settings)
     assert weights(copied) == weights(finished)
 
@@ -609,7 +618,9 @@ def test_a_reference_that_is_another_function_is_found_before_the_first_step(mod
     with sqlite3.connect(path) as connection:
         for key, value in connection.execute("SELECT key, value FROM logps").fetchall():
             wrong = (np.frombuffer(value, np.float32) + 0.01).tobytes()
-            connection.execute("UPDATE logps SET value = ?, checksum = ? WHERE key = ?", (wrong, xxhash.xxh3_64_intdigest(wrong) - 2**63, key))
+            connection.execute(
+                "UPDATE logps SET value = ?, checksum = ? WHERE key = ?", (wrong, xxhash.xxh3_64_intdigest(wrong) - 2**63, key)
+            )
     connection.close()
     with pytest.raises(RunError, match=r"before the first step policy and reference differ by 0.01 nats per token on pairs.jsonl:\d+ and"):
         run("dpo", model, pairs, tmp_path / "second", max_steps=1)
@@ -619,7 +630,10 @@ def test_a_reference_that_is_another_function_is_found_before_the_first_step(mod
 
 def test_a_cache_that_cannot_be_written_costs_warnings(model: Path, pairs: str, tmp_path: Path, plain_losses: list[float]):
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="the reference cache .* cannot be used"), pytest.warns(UserWarning, match="tokens cannot be cached"):
+    with (
+        pytest.warns(UserWarning, match="the reference cache .* cannot be used"),
+        pytest.warns(UserWarning, match="tokens cannot be cached"),
+    ):
         run("dpo", model, pairs, tmp_path / "run", cache_dir=tmp_path / "file")
     assert losses(tmp_path / "run") == plain_losses
 
@@ -644,7 +658,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(model: Path, pairs: str, tmp_pa
 def test_an_example_that_is_larger_than_a_micro_batch_is_named(model: Path, tmp_path: Path):
     data = pair_rows()
     data[4]["prompt"] += " or so" * 20
-    with pytest.raises(RunError, match=r"example pairs.jsonl:5 takes \d+ tokens, and a micro-batch may hold max_tokens = 64. Raise max_tokens to"):
+    with pytest.raises(
+        RunError, match=r"example pairs.jsonl:5 takes \d+ tokens, and a micro-batch may hold max_tokens = 64. Raise max_tokens to"
+    ):
         run("dpo", model, write_rows(tmp_path / "pairs.jsonl", data), tmp_path / "run", max_tokens=64)
     assert list((tmp_path / "run").iterdir()) == []  # so that the next try finds nothing in its way
 

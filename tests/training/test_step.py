@@ -58,7 +58,11 @@ def draw(rng: np.random.Generator, length: int) -> TokenIds:
 def pairs(num: int, seed: int = 0) -> list[PromptTree]:
     rng = np.random.default_rng(seed)
     return [
-        PromptTree(draw(rng, rng.integers(1, 12)), (Completion(draw(rng, rng.integers(1, 9))), Completion(draw(rng, rng.integers(1, 9)))), weight=weight)
+        PromptTree(
+            draw(rng, rng.integers(1, 12)),
+            (Completion(draw(rng, rng.integers(1, 9))), Completion(draw(rng, rng.integers(1, 9)))),
+            weight=weight,
+        )
         for weight in rng.choice([0.5, 1.0, 2.0], num)
     ]
 

@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     Returns:
         The exit code.
     """
+    # Before torch loads its thread pool: threads that spin while they wait starve each other as soon as anything else
+    # runs on the machine (docs/experiments.md has the figures).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         build_app()(sys.argv[1:] if argv is None else list(argv), console=console)
         sys.stdout.flush()  # here, where a closed pipe is caught, rather than while Python shuts down

@@ -37,7 +37,10 @@ def settings_page() -> str:
     parts.append("## Methods\n\nWhat each method adds to the settings above.\n")
     for row in METHODS:
         method = row.load()
-        rates = f"Learning rate, where none is given: {method.rates.full:g}, for an adapter {method.rates.adapter:g}; more for a model below 1e9 parameters.\n"
+        rates = (
+            f"Learning rate, where none is given: {method.rates.full:g}, for an adapter {method.rates.adapter:g}; "
+            "more for a model below 1e9 parameters.\n"
+        )
         fields = dict(own_panel(method).fields)
         parts += [f"### {row.name}\n", f"{row.summary}\n", rates, table(fields) if fields else "No settings of its own.\n"]
     return "\n".join(parts)

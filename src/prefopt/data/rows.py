@@ -46,7 +46,7 @@ CLIP = 200
 """How many characters of a value a message shows."""
 
 
-class RowFault(Exception):  # noqa: N818 (raised and caught inside this room only)
+class RowFault(Exception):
     """A row cannot be used; caught where rows are read, never seen by users."""
 
     def __init__(self, reason: Reason, detail: str) -> None:

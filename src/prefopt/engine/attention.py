@@ -83,7 +83,14 @@ AttentionInterface.register(TREE_ATTENTION, tree_attention)
 
 
 def _per_tree(
-    query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: FlatLayout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
     # Split once: slicing the row per tree would fill a gradient of the whole row with zeros for every slice.
@@ -161,7 +168,14 @@ def _for_flash(row: Tensor, num_heads: int) -> Tensor:
 
 
 def _flex(
-    query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: FlatLayout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """FlexAttention over the whole row; blocks of the mask that are empty are skipped."""
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask

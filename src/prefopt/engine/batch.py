@@ -78,7 +78,11 @@ class TreeBatch:
 
     def ranks(self) -> Tensor:
         """Ranks of the completions, 0 for the best, int64 [C]; where none is given, the order of the data."""
-        ranks = [index if completion.rank is None else completion.rank for tree in self.trees for index, completion in enumerate(tree.completions)]
+        ranks = [
+            index if completion.rank is None else completion.rank
+            for tree in self.trees
+            for index, completion in enumerate(tree.completions)
+        ]
         return torch.tensor(ranks, device=self.input_ids.device)
 
     def rewards(self) -> Tensor:
@@ -118,7 +122,9 @@ def pack(trees: Sequence[PromptTree], *, sharing: Sharing, device: torch.device 
             lengths.append(len(targets[-1]))
             last.append(start + len(completion.ids) - 1)
     num_completion_tokens = sum(lengths)
-    prompt_lengths = [_add_prompt_tokens(tree, prompt_start, predict_from, targets) for tree, (prompt_start, _) in zip(trees, starts, strict=True)]
+    prompt_lengths = [
+        _add_prompt_tokens(tree, prompt_start, predict_from, targets) for tree, (prompt_start, _) in zip(trees, starts, strict=True)
+    ]
 
     def tensor(values: list[int] | np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)

@@ -110,4 +110,3 @@ ReferenceLogps = TokenLogps | CompletionLogps
 def _segment_sum(values_N: Tensor, lengths_S: Tensor) -> Tensor:
     """Sums of consecutive stretches. segment_reduce adds in a fixed order on every device; index_add on CUDA does not."""
     return torch.segment_reduce(values_N, "sum", lengths=lengths_S, unsafe=True, initial=0.0)
-

@@ -87,7 +87,9 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             return tokenizer
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             problem = error
-    raise ModelError(f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json.")
+    raise ModelError(
+        f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json."
+    )
 
 
 def load_model(settings: ModelSettings, *, precision: Precision, device: torch.device, seed: int) -> LoadedModel:
@@ -144,7 +146,9 @@ def locate(name: str) -> tuple[str, str | None]:
     try:
         source = _folder(base)
     except ModelError as error:
-        raise ModelError(f"{path} is an adapter of {base}: {error} If the base has moved, give it as model and this folder as adapter.") from None
+        raise ModelError(
+            f"{path} is an adapter of {base}: {error} If the base has moved, give it as model and this folder as adapter."
+        ) from None
     if source is not None and not (source / "config.json").is_file():
         raise ModelError(f"{path} is an adapter of {base}, which holds no model. Give a whole model as model and this folder as adapter.")
     return str(source or base), str(path)
@@ -183,7 +187,9 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
-        raise ModelError(f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors.") from None
+        raise ModelError(
+            f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors."
+        ) from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -202,7 +208,7 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
         modules_to_save=settings.modules_to_save or None,
     )
     with torch.random.fork_rng(devices=[]), _peft():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         try:
             return get_peft_model(model, config)
         except ValueError as error:
@@ -246,5 +252,5 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return (text[:297] + "...") if len(text) > 300 else text or type(error).__name__

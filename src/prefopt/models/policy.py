@@ -117,9 +117,7 @@ class Policy(nn.Module):
         row_N, column_N = batch.predict_from_N // width, batch.predict_from_N % width
         columns, kept_N = torch.unique(column_N, return_inverse=True)
         needs_hidden = self.scalar_head is not None
-        out = self.model(
-            input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **inputs
-        )
+        out = self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **inputs)
         logits_NV = out.logits[row_N, kept_N if out.logits.shape[1] == len(columns) else column_N]
         all_logps_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
         logps_N = all_logps_NV.gather(-1, batch.target_N[:, None]).squeeze(-1)

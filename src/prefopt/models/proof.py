@@ -138,7 +138,9 @@ def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torc
         base = _run(model, plain, pack(forest, sharing="plain", device=device), autocast)
         padded = _run(model, plain, pack(forest, sharing="plain", device=device, pad_to_multiple=16), autocast)
         if not bool(torch.isfinite(base.logps_N).all()):
-            raise ModelError("the model gives infinite or NaN log-probabilities on random tokens: its weights are damaged, or its precision is too low")
+            raise ModelError(
+                "the model gives infinite or NaN log-probabilities on random tokens: its weights are damaged, or its precision is too low"
+            )
         noise = _difference(padded, base)
         _refuse_batch_dependence(model, base, forest, plain, autocast, allowed(noise.logps, floor[0]))
         if sharing == "plain":
@@ -258,8 +260,8 @@ def _refuse_batch_dependence(
         limits = sorted(spans_named(model.config))
         advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
         raise ModelError(
-            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch (by {difference:.0e}), "
-            f"so that no comparison of answers would hold. Rotary embeddings that change for the whole batch do that. {advice}"
+            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch (by {difference:.0e}),"
+            f" so that no comparison of answers would hold. Rotary embeddings that change for the whole batch do that. {advice}"
         )
 
 
@@ -349,4 +351,3 @@ def _relative(values: Tensor, base: Tensor) -> float:
 def _first_sentence(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     return text or type(error).__name__
-

@@ -142,7 +142,9 @@ class CachedReference:
         try:
             return self.values[key]
         except KeyError:
-            raise DataError("the reference was not computed for an example of this batch: the data changed while the run was going on") from None
+            raise DataError(
+                "the reference was not computed for an example of this batch: the data changed while the run was going on"
+            ) from None
 
 
 class DataReference:
@@ -176,7 +178,11 @@ def completion_keys(tree: PromptTree) -> list[bytes]:
 
 def prompt_key(tree: PromptTree) -> bytes | None:
     """Key of a prompt's own scored tokens; None where none is scored."""
-    return None if tree.prompt_scored is None or not tree.prompt_scored.any() else key_of(tree.prompt_ids, tree.prompt_ids[:0], tree.prompt_scored)
+    return (
+        None
+        if tree.prompt_scored is None or not tree.prompt_scored.any()
+        else key_of(tree.prompt_ids, tree.prompt_ids[:0], tree.prompt_scored)
+    )
 
 
 def split_by_key(batch: TreeBatch, logps: TokenLogps) -> dict[bytes, npt.NDArray[np.float32]]:
@@ -187,4 +193,3 @@ def split_by_key(batch: TreeBatch, logps: TokenLogps) -> dict[bytes, npt.NDArray
     keys += [key for tree in batch.trees if (key := prompt_key(tree)) is not None]
     edges = np.cumsum([0, *lengths])
     return {key: values[edges[index] : edges[index + 1]].copy() for index, key in enumerate(keys)}
-

@@ -126,7 +126,7 @@ class ReferenceCache:
         return True
 
     def _recover(self, error: sqlite3.Error) -> bool:
-        """A damaged file is put aside and made anew; whatever else went wrong (locked for a minute, read-only, full), the cache is left alone."""
+        """A damaged file is put aside and made anew; after anything else (locked for a minute, read-only, full) the cache is left alone."""
         self.usable = False
         if isinstance(error, sqlite3.OperationalError):
             return self._give_up(error)

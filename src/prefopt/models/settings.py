@@ -11,14 +11,22 @@ class ModelSettings(Settings):
     """The model that is trained, and how much of it."""
 
     model: str = Setting(REQUIRED, help="Folder or hub name of the model that training starts from.")
-    adapter: str | None = Setting(None, help="Folder or hub name of a LoRA adapter to go on from; as it is at the start it is also the reference.")
+    adapter: str | None = Setting(
+        None, help="Folder or hub name of a LoRA adapter to go on from; as it is at the start it is also the reference."
+    )
     lora_rank: int = Setting(0, ge=0, help="Rank of a new LoRA adapter; 0 trains all weights.")
     lora_alpha: float | None = Setting(None, gt=0, help="Scale of the adapter; the default is twice the rank.")
     target_modules: list[str] = Setting([], help="Modules that get an adapter, by name; the default is every linear layer but the head.")
-    modules_to_save: list[str] = Setting([], help="Modules trained in full beside the adapter, for example the embeddings after adding tokens.")
-    precision: Literal["auto", "bf16", "float32"] = Setting("auto", help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are always kept in float32.")
+    modules_to_save: list[str] = Setting(
+        [], help="Modules trained in full beside the adapter, for example the embeddings after adding tokens."
+    )
+    precision: Literal["auto", "bf16", "float32"] = Setting(
+        "auto", help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are always kept in float32."
+    )
     gradient_checkpointing: bool = Setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.")
-    sharing: Literal["auto", "flat", "plain"] = Setting("auto", help="How completions share their prompt; `auto` takes the fastest way that proves equal on this model.")
+    sharing: Literal["auto", "flat", "plain"] = Setting(
+        "auto", help="How completions share their prompt; `auto` takes the fastest way that proves equal on this model."
+    )
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
 
     @model_validator(mode="after")
@@ -34,5 +42,9 @@ class ModelSettings(Settings):
 class ReferenceSettings(Settings):
     """What runs of methods with a reference add."""
 
-    reference: str | None = Setting(None, help="Folder or hub name of another reference model; the default is the model as it is at the start.")
-    reference_cache: bool = Setting(True, help="Compute the reference once, before training, and keep it on disk for later runs; off holds a reference model in memory.")
+    reference: str | None = Setting(
+        None, help="Folder or hub name of another reference model; the default is the model as it is at the start."
+    )
+    reference_cache: bool = Setting(
+        True, help="Compute the reference once, before training, and keep it on disk for later runs; off holds a reference model in memory."
+    )

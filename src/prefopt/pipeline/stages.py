@@ -72,7 +72,9 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list
             merged["model"] = str(stages[-1].settings.out / "model")
             if goes_on and (clash := [key for key in ("adapter", *NEW_ADAPTER) if own.get(key)]):
                 raise ConfigError(f"{name}.{clash[0]}: the stage goes on with the adapter of {stages[-1].name}, and cannot have another")
-            merged = {key: value for key, value in merged.items() if key in own or key not in ("adapter", *(NEW_ADAPTER if goes_on else ()))}
+            merged = {
+                key: value for key, value in merged.items() if key in own or key not in ("adapter", *(NEW_ADAPTER if goes_on else ()))
+            }
         settings = check(settings_for(method), merged, source=f"the stage {name}")
         goes_on = goes_on or bool(settings.lora_rank or settings.adapter)
         stages.append(Stage(name, method, settings))
@@ -99,10 +101,10 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     narrator = Terminal()
     for place, stage in enumerate(stages, 1):
         settings = stage.settings
-        if settings.resume and (settings.out / "summary.json").is_file():
+        if settings.resume and RunFolder(settings.out).summary.is_file():
             narrator.say(f"stage {place} of {len(stages)}, {stage.name}: done before, in {settings.out}")
             continue
-        if settings.resume and not (settings.out / "checkpoints").is_dir():
+        if settings.resume and not RunFolder(settings.out).has_checkpoint:
             settings = settings.model_copy(update={"resume": False, "overwrite": settings.out.is_dir()})
         narrator.say(f"stage {place} of {len(stages)}: {stage.name}")
         train(stage.name, settings, narrator=narrator)

@@ -82,9 +82,8 @@ class Checkpoints:
             _flush(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
-            raise RunError(
-                f"cannot write the checkpoint {final}: {error}. Earlier checkpoints are untouched; make room and go on with --resume."
-            ) from None
+            next_step = "go on with --resume: earlier checkpoints are untouched" if self.all() else "start anew with --overwrite"
+            raise RunError(f"cannot write the checkpoint {final}: {error}. Make room and {next_step}.") from None
         finished = self.all()
         place = finished.index(final)
         # Later ones were passed over as damaged when the run was resumed.
@@ -111,8 +110,12 @@ class Checkpoints:
                 damaged = ["state.json"]
             if not damaged:
                 return path, state
-            warnings.warn(f"the checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used, where there is one", stacklevel=2)
-        raise RunError(f"there is no checkpoint to resume from in {self.folder}. Start the run anew: with --overwrite in place of --resume.")
+            warnings.warn(
+                f"the checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used, where there is one", stacklevel=2
+            )
+        raise RunError(
+            f"there is no checkpoint to resume from in {self.folder}. Start the run anew: with --overwrite in place of --resume."
+        )
 
 
 def restore(path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW) -> Progress:
@@ -123,7 +126,9 @@ def restore(path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Pa
     """
     saved = load_file(path / "policy.safetensors")
     if saved.keys() != parameters.keys() or any(saved[name].shape != parameter.shape for name, parameter in parameters.items()):
-        raise RunError(f"the checkpoint {path} holds other parameters than this run trains: the model or the adapter settings have changed.")
+        raise RunError(
+            f"the checkpoint {path} holds other parameters than this run trains: the model or the adapter settings have changed."
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])

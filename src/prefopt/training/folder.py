@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was finished."""
+        return any(self.checkpoints.glob("step-*/state.json"))
+
+    @property
     def dropped(self) -> Path:
         """Rows that were left out, each with its reason; there where there are any."""
         return self.path / "dropped.jsonl"
@@ -93,19 +98,25 @@ class RunFolder:
         return RunError(f"cannot make the folder {self.path}: {error.strerror}. Give a folder that can be written as out.")
 
     def _check_resume(self) -> None:
-        if self.checkpoints.is_dir():
+        if self.has_checkpoint:
             return
         anew = "with --overwrite in place of --resume" if self.config.is_file() else "without --resume"
         raise RunError(f"there is nothing to resume in {self.path}: no checkpoint was saved. Start the run anew, {anew}.")
 
     def _check_overwrite(self, overwrite: bool, models: Iterable[str | None]) -> None:
         if not overwrite:
-            raise RunError(f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it.")
+            raise RunError(
+                f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it."
+            )
         if not self.config.is_file():
-            raise RunError(f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder.")
+            raise RunError(
+                f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder."
+            )
         for name in filter(None, models):
             if Path(name).exists() and Path(name).resolve().is_relative_to(self.path.resolve()):
-                raise RunError(f"{name} lies in {self.path}, and --overwrite would delete it before it is trained. Give another folder as out.")
+                raise RunError(
+                    f"{name} lies in {self.path}, and --overwrite would delete it before it is trained. Give another folder as out."
+                )
 
     def clear(self, *, keep: Iterable[Path] = ()) -> None:
         """Delete what an earlier run left, and nothing else.

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,14 +27,24 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(narrator: Narrator) -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the handlers before are put back at the end."""
+def stop_on_signals(narrator: Narrator, *, grace_s: float = 0.0) -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a request; the handlers before are put back at the end.
+
+    Args:
+        narrator: says that it was heard.
+        grace_s: a second signal counts after this time only. A launcher of processes hands Ctrl-C on to those who had it
+            from the terminal already.
+    """
     request = StopRequest()
+    first = 0.0
 
     def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        if request.asked and time.monotonic() - first < grace_s:
+            return
         if request.asked:
             raise KeyboardInterrupt
-        request.asked = True
+        request.asked, first = True, time.monotonic()
         with suppress(RuntimeError):  # the signal came while the same file was being written to
             narrator.say(f"{signal.Signals(number).name}: the step is finished and saved, then the run stops (again: stop at once)")
 

@@ -234,5 +234,3 @@ def ddp(policy: Policy, processes: Processes) -> nn.Module:
         # torch 2.13 has another name for it, which 2.11 does not know.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return DistributedDataParallel(policy, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-

@@ -63,7 +63,12 @@ class Terminal:
         if not self.console.is_terminal:
             yield _Lines(self, what, total, done)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console) as live:
             yield _Live(live, live.add_task(what, total=total, completed=done, figures=""))
 

@@ -10,7 +10,6 @@ from torch.optim import AdamW
 
 from prefopt.methods.method import DefaultRates
 
-
 SIZE_FACTORS = ((1_000_000_000, 1.0), (100_000_000, 2.0), (10_000_000, 20.0), (0, 100.0))
 """Parameters from which on a method's usual rates are multiplied. The rates of the papers are for models of billions of
 weights; DPO's 5e-7 moves one of ten million hardly at all (docs/experiments.md has the curves of small models)."""

@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +43,12 @@ from prefopt.trees import PromptTree
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Mean difference per token, in nats, above which policy and reference are not the same function at the start. Two
 orders of a float32 sum differ by 1e-6, of bf16 products by up to 9e-3; a wrong template, adapter or dropout by 0.1 and more."""
+
+ADAPTER_SHAPE = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+"""What an adapter computes beside its weights: above all their scale."""
+
+ELSEWHERE = ("_name_or_path", "dtype", "transformers_version", "use_cache", "quantization_config")
+"""Entries of a model's config that do not change its function, or stand in the context by themselves."""
 
 
 def start_reference(policy: Policy, loaded: LoadedModel, *, in_place: bool) -> Reference:
@@ -83,15 +90,15 @@ def other_reference(
     assert name is not None
     plain = settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
     loaded = load_model(plain, precision=precision, device=processes.device, seed=0)
-    used = {index for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions)) for index in ids.tolist()}
+    ids = [ids for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions))]
+    used = set(np.unique(np.concatenate(ids)).tolist())
     theirs = loaded.tokenizer.get_vocab()
     if other := sorted(token for token, index in tokenizer.get_vocab().items() if index in used and theirs.get(token) != index):
         raise ModelError(
             f"the reference {name} reads other tokens than {settings.model}: {len(other)} of those in the data have another number "
             f"or none there (such as {', '.join(map(repr, other[:3]))}). Give a reference with the same tokenizer."
         )
-    longest = max((tree.longest for tree in trees), default=1)
-    proof = prove(loaded.model, max_length=longest, autocast=precision.autocast)
+    proof = prove(loaded.model, max_length=max(tree.longest for tree in trees), autocast=precision.autocast)
     return FrozenCopy(Policy(loaded.model, proof.path)), loaded, f"reference: {name}; {proof.sentence()}"
 
 
@@ -104,13 +111,15 @@ def cache_context(loaded: LoadedModel, path: EnginePath, precision: Precision, p
         base = {name: tensor for name, tensor in weights.items() if "lora_" not in name and ".modules_to_save." not in name}
         weights = {name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor for name, tensor in base.items()}
     elif adapter is not None:
-        config = adapter.active_peft_config  # its scale is no weight
-        shape["adapter"] = [str(getattr(config, name, None)) for name in ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")]
-    for name in ("_name_or_path", "dtype", "transformers_version", "use_cache", "quantization_config"):  # said elsewhere, or does not matter
+        config = adapter.active_peft_config
+        shape["adapter"] = {name: str(getattr(config, name, None)) for name in ADAPTER_SHAPE}
+    for name in ELSEWHERE:
         shape.pop(name, None)
     digest = f"{weights_digest(weights)} {blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()}"
     quantisation = str(getattr(model.config, "quantization_config", "") or "")
-    return CacheContext(digest, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type)
+    return CacheContext(
+        digest, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type
+    )
 
 
 def precompute(
@@ -130,7 +139,11 @@ def precompute(
     """
     keyed = {key: tree for tree in trees for key in tree_keys(tree)}
     values = cache.get(keyed)
-    narrator.say(f"reference: {len(values)} of {len(keyed)} values come from the cache {cache.path}" if values else "reference: computed before training, and kept")
+    narrator.say(
+        f"reference: {len(values)} of {len(keyed)} values come from the cache {cache.path}"
+        if values
+        else "reference: computed before training, and kept"
+    )
 
     def compute(missing: list[PromptTree], share: int, of: int) -> None:
         if not missing:
@@ -237,7 +250,9 @@ DESCRIPTIONS: dict[type, str] = {
 
 
 @torch.no_grad()
-def check_start(policy: Policy, reference: Reference, trees: Sequence[PromptTree], *, max_tokens: int, precision: Precision, processes: Processes) -> float:
+def check_start(
+    policy: Policy, reference: Reference, trees: Sequence[PromptTree], *, max_tokens: int, precision: Precision, processes: Processes
+) -> float:
     """At the start policy and reference are the same function, so every margin is 0 and DPO's loss log 2.
 
     Looking at one micro-batch of the first step catches dropout, a wrong adapter, and mistakes of template and cache.
@@ -258,8 +273,9 @@ def check_start(policy: Policy, reference: Reference, trees: Sequence[PromptTree
         difference = float((own.mean() - other.mean()).abs().mean())
     if not difference <= SAME_FUNCTION[precision.autocast or torch.float32] and isinstance(other, TokenLogps):  # NaN is no match
         raise RunError(
-            f"before the first step policy and reference differ by {difference:.2g} nats per token on {first.trees[0].row_id} and its neighbours, "
-            "and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in training mode, "
-            "or a model that was changed after its reference values were cached. Try --reference-cache off; if that helps, delete the cache folder."
+            f"before the first step policy and reference differ by {difference:.2g} nats per token on {first.trees[0].row_id} and its "
+            "neighbours, and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in "
+            "training mode, or a model that was changed after its reference values were cached. Try --reference-cache off; if that helps, "
+            "delete the cache folder."
         )
     return difference

@@ -1,6 +1,6 @@
 """A run from its settings to its results: the walk through all rooms, once.
 
-    data -> model -> proof of the engine -> reference -> loop -> model folder and summary
+data -> model -> proof of the engine -> reference -> loop -> model folder and summary
 """
 
 import json
@@ -109,7 +109,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, narrator: 
         if processes.is_main:
             models = (settings.model, settings.adapter, reference_settings(settings).reference)
             folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed % 2**63)  # any whole number will do
     adapter = bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
     precision = choose_precision(settings.precision, processes.device, adapter=adapter)
     loaded = load_model(settings, precision=precision, device=processes.device, seed=settings.seed)
@@ -202,7 +202,7 @@ class Run:
         if evaluate is not None and progress.step == 0:
             opening["before"] = evaluate(progress.method_state)
             self.narrator.say("held out, before: " + figures_line(opening["before"]))
-        with stop_on_signals(self.narrator) as stop:
+        with stop_on_signals(self.narrator, grace_s=0.0 if self.trainer.processes.count == 1 else 2.0) as stop:
             started = time.perf_counter() - seconds  # those before the run was resumed count too
             course = self._course(
                 progress,
@@ -239,7 +239,9 @@ class Run:
         if state["data"] != self.data.facts["fingerprint"]:
             raise RunError(f"the data is not what {path} was trained on. Give the same files, or start anew with another out.")
         if changed := changed_settings(state["settings"], fixed_settings(self.trainer.method, self.settings)):
-            raise RunError(f"these settings differ from those of {path}: {'; '.join(changed)}. Give them as they were, or start anew with another out.")
+            raise RunError(
+                f"these settings differ from those of {path}: {'; '.join(changed)}. Give them as they were, or start anew with another out."
+            )
         progress = restore(path, state, parameters, self.trainer.optimizer)
         if self.trainer.processes.is_main:
             self.folder.keep_rows(progress.step)
@@ -286,7 +288,12 @@ class Run:
             "num_processes": self.trainer.processes.count,
             "engine": str(self.trainer.policy.path),
             "data": self.data.facts,
-            "versions": {"prefopt": prefopt.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+            "versions": {
+                "prefopt": prefopt.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
         }
 
 
@@ -357,9 +364,9 @@ def opening_lines(
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
     trained = sum(parameter.numel() for _, parameter in trained_parameters(loaded.model))
     what = "all weights" if loaded.adapter is None else f"an adapter of {trained:,} weights ({trained / total:.1%})"
-    others = f" in {processes.count} processes" if processes.count > 1 else ""
+    where = device_name(processes.device) + (f" in {processes.count} processes" if processes.count > 1 else "")
     return [
-        f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {device_name(processes.device)}{others}",
+        f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {where}",
         f"engine: {engine}",
         f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
         f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
@@ -384,18 +391,35 @@ def figures_line(values: Mapping[str, float]) -> str:
 
 def fixed_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
     """The settings that a resumed run must share with its beginning: those that decide its numbers."""
-    free = {"out", "resume", "overwrite", "keep_checkpoints", "save_every_steps", "eval_every_steps", "data_workers", "cache_dir", "device", "max_tokens"}
+    free = {
+        "out",
+        "resume",
+        "overwrite",
+        "keep_checkpoints",
+        "save_every_steps",
+        "eval_every_steps",
+        "data_workers",
+        "cache_dir",
+        "device",
+        "max_tokens",
+    }
     return {"method": method.name, **json.loads(settings.model_dump_json(exclude=free)), **json.loads(method.settings.model_dump_json())}
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Settings that differ, as `name was a, is b`."""
-    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)
+    ]
 
 
 def config_values(method: Method, settings: RunSettings) -> dict[str, Any]:
     """All settings, as `config.yaml` holds them."""
-    return {"method": method.name, **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})), **json.loads(method.settings.model_dump_json())}
+    return {
+        "method": method.name,
+        **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})),
+        **json.loads(method.settings.model_dump_json()),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -13,15 +13,23 @@ class RunSettings(DataSettings, ModelSettings):
 
     out: Path = Setting(REQUIRED, help="Folder of the run: metrics, checkpoints, and the model under `model/`.")
     batch_size: int = Setting(64, ge=1, help="Examples (a pair is one) per optimizer step, however the work is cut.")
-    max_tokens: int = Setting(8192, ge=16, help="Tokens in one packed micro-batch; lower it when memory runs out. Results do not depend on it.")
+    max_tokens: int = Setting(
+        8192, ge=16, help="Tokens in one packed micro-batch; lower it when memory runs out. Results do not depend on it."
+    )
     epochs: float = Setting(1.0, gt=0, help="Passes over the data.")
     max_steps: int | None = Setting(None, ge=1, help="Optimizer steps, in place of epochs.")
-    learning_rate: float | None = Setting(None, gt=0, help="Peak learning rate; the default depends on the method, on adapter or full fine-tuning, and on the size of the model.")
+    learning_rate: float | None = Setting(
+        None,
+        gt=0,
+        help="Peak learning rate; the default depends on the method, on adapter or full fine-tuning, and on the size of the model.",
+    )
     lr_schedule: Literal["cosine", "linear", "constant"] = Setting("cosine", help="Course of the learning rate after warm-up.")
     warmup_ratio: float = Setting(0.1, ge=0, lt=1, help="Share of the steps over which the learning rate rises from 0.")
     weight_decay: float = Setting(0.0, ge=0, help="Decoupled weight decay (not on biases and norms).")
     max_grad_norm: float = Setting(1.0, gt=0, help="Gradients longer than this are scaled down to it.")
-    eval_every_steps: int | None = Setting(None, ge=1, help="Steps between evaluations on the held-out split; the default is at the start and at the end.")
+    eval_every_steps: int | None = Setting(
+        None, ge=1, help="Steps between evaluations on the held-out split; the default is at the start and at the end."
+    )
     save_every_steps: int | None = Setting(None, ge=1, help="Steps between checkpoints; the default is at the end.")
     keep_checkpoints: int = Setting(2, ge=1, help="How many of the newest checkpoints stay on disk.")
     seed: int = Setting(0, ge=0, help="Seed of the data order and of everything drawn at random.")

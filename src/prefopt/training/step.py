@@ -82,4 +82,6 @@ class StepResult:
             for name, value in named.items()
             if name not in ("loss", "weight") and not name.startswith("state:")
         }
-        return cls(named["loss"], metrics, {name.removeprefix("state:"): value for name, value in named.items() if name.startswith("state:")})
+        return cls(
+            named["loss"], metrics, {name.removeprefix("state:"): value for name, value in named.items() if name.startswith("state:")}
+        )
