@@ -34,10 +34,9 @@ def train(method: "str | Method", **settings: Any) -> "RunResult":
         PrefoptError: the data, the model or the run cannot be used, and why.
     """
     from prefopt.config import check
-    from prefopt.training.assemble import method_named, settings_for
-    from prefopt.training.settings import RunSettings
+    from prefopt.training.assemble import method_named, settings_around, settings_for
 
-    kind = settings_for(method_named(method)) if isinstance(method, str) else RunSettings
+    kind = settings_for(method_named(method)) if isinstance(method, str) else settings_around(method.needs)
     checked = check(kind, settings, source="the settings given to prefopt.train")
     from prefopt.training.run import train as run  # after the check: it loads torch, which takes seconds
 

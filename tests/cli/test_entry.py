@@ -9,6 +9,7 @@ import pytest
 
 import prefopt
 from prefopt.cli import main
+from prefopt.cli.entry import show_warning
 from prefopt.errors import DataError, RunStopped
 
 
@@ -23,6 +24,14 @@ def raising(error: BaseException) -> Any:
         raise error
 
     return run
+
+
+def test_warnings_are_sentences(capsys: pytest.CaptureFixture[str]):
+    show_warning("the cache is gone", UserWarning, "file.py", 3)
+    show_warning("old name", FutureWarning, "file.py", 3)
+    err = capsys.readouterr().err
+    assert err.startswith("prefopt: note: the cache is gone\n")
+    assert "file.py:3: FutureWarning: old name" in err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """A run from its settings to its results: what it leaves, and that its numbers do not depend on how it was done."""
 
+import itertools
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,6 +24,7 @@ from prefopt.engine.head import HeadShape
 from prefopt.errors import ConfigError, DataError, ModelError, RunError
 from prefopt.methods.dpo import DPO, DPOSettings
 from prefopt.methods.method import DefaultRates, LossOutput, Method, MethodSettings, Needs, Term, one_per_example
+from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.load import Precision, load_model
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.settings import ModelSettings
@@ -167,6 +170,24 @@ def test_training_learns_what_can_be_learned(model: Path, tmp_path: Path):
     assert summary["after"]["eval/rewards/margin"] > 0.5
     assert summary["after"]["eval/rewards/accuracy"] == 1
     assert summary["after"]["eval/loss"] < summary["before"]["eval/loss"] - 0.1
+
+
+def test_the_learning_rate_moves_the_weights(model: Path, pairs: str, tmp_path: Path):
+    """Adam's first step moves a weight by the learning rate, and no later one by more than 3.2 times that."""
+    run("dpo", model, pairs, tmp_path / "run", max_steps=10, warmup_ratio=0.9, save_every_steps=1, keep_checkpoints=10)
+    rates = [row["learning_rate"] for row in rows(tmp_path / "run")]
+    assert rates[:9] == pytest.approx([1e-3 * step / 9 for step in range(1, 10)])
+    weights_by_step = [load_file(path / "policy.safetensors") for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    weights_by_step = [
+        load_file(model / "model.safetensors"),
+        *({name[6:]: value for name, value in one.items()} for one in weights_by_step),
+    ]
+    moved = [
+        max((after[name] - before[name]).abs().max().item() for name in after) for before, after in itertools.pairwise(weights_by_step)
+    ]
+    assert moved[0] == pytest.approx(rates[0], rel=0.01)
+    assert moved[8] > 4 * rates[0]
+    assert all(distance < 3.2 * rate for distance, rate in zip(moved, rates, strict=True))
 
 
 def test_what_is_told(model: Path, pairs: str, tmp_path: Path):
@@ -430,6 +451,14 @@ def test_a_method_of_the_table_as_an_object(model: Path, pairs: str, tmp_path: P
     )
     train(DPO(DPOSettings(beta=0.1)), settings, narrator=Quiet())
     assert losses(tmp_path / "run") == plain_losses
+
+
+def test_a_method_object_has_the_settings_that_its_needs_bring(model: Path, pairs: str, tmp_path: Path):
+    settings = {"model": model, "data": pairs, "max_steps": 1, "batch_size": 4, "cache_dir": tmp_path / "cache"}
+    prefopt.train(DPO(DPOSettings()), out=tmp_path / "with", reference_cache=False, **settings)
+    assert not (tmp_path / "cache" / "reference").exists()
+    with pytest.raises(ConfigError, match="reference_cache"):
+        prefopt.train(SFT(SFTSettings()), out=tmp_path / "without", reference_cache=False, **settings)
 
 
 # Going on.

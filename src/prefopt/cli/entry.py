@@ -6,7 +6,9 @@ Exit codes: 0 done; 1 a bug in prefopt, or nobody reads the output; 2 something 
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -58,6 +60,23 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     # Before torch loads its thread pool: threads that spin while they wait starve each other as soon as anything else
     # runs on the machine (docs/experiments.md has the figures).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        return run(argv, console)
+
+
+def show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """A warning as a sentence; those about code, which are for its authors, as Python writes them."""
+    if issubclass(category, UserWarning):
+        print(f"prefopt: note: {message}", file=file or sys.stderr)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def run(argv: Sequence[str] | None, console: Console | None) -> int:
+    """The command line, and its exit code."""
     try:
         build_app()(sys.argv[1:] if argv is None else list(argv), console=console)
         sys.stdout.flush()  # here, where a closed pipe is caught, rather than while Python shuts down

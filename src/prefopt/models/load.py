@@ -210,10 +210,13 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
     with torch.random.fork_rng(devices=[]), _peft():
         torch.manual_seed(seed % 2**63)
         try:
-            return get_peft_model(model, config)
+            adapter = get_peft_model(model, config)
         except ValueError as error:
             names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
             raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
+    if (base := Path(model.name_or_path or "")).is_dir():  # who loads the adapter will not stand where we stand
+        adapter.peft_config[adapter.active_adapter].base_model_name_or_path = str(base.resolve())
+    return adapter
 
 
 def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:

@@ -260,8 +260,9 @@ def _refuse_batch_dependence(
         limits = sorted(spans_named(model.config))
         advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
         raise ModelError(
-            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch (by {difference:.0e}),"
-            f" so that no comparison of answers would hold. Rotary embeddings that change for the whole batch do that. {advice}"
+            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch "
+            f"(by {difference:.0e}), so that no comparison of answers would hold. Rotary embeddings that change for the whole batch "
+            f"do that. {advice}"
         )
 
 

@@ -44,6 +44,14 @@ def reference_settings(settings: RunSettings) -> ReferenceSettings:
 
 
 @cache
+def settings_around(needs: Needs) -> type[RunSettings]:
+    """The settings of a run whose method was made beforehand, with settings of its own."""
+    bases: Any = (RunSettings, *groups_for(needs))
+    around: type[RunSettings] = create_model("MethodRunSettings", __base__=bases, __doc__="Settings of a run, but for its method's own.")
+    return around
+
+
+@cache
 def settings_for(method: type[Method]) -> type[RunSettings]:
     """The class of settings for runs of that method: a `RunSettings` with the method's own fields and checks.
 
