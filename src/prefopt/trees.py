@@ -63,6 +63,8 @@ class PromptTree:
         prompt_scored: which of the prompt's tokens count too (never the first: nothing predicts it); None: none.
         weight: how much the example counts; 0 is the same as leaving it out.
         row_id: where it came from, as `file:line`, for messages.
+        opening: what the conversation opens with, as a digest: trees with the same one are never split between training
+            and held-out data, whichever way the rows are read; empty where the tree was made by hand.
     """
 
     prompt_ids: TokenIds
@@ -70,6 +72,7 @@ class PromptTree:
     prompt_scored: TokenMask | None = None
     weight: float = 1.0
     row_id: str = ""
+    opening: str = ""
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:

@@ -48,6 +48,18 @@ def test_with_a_model_the_first_example_is_shown_as_tokens(
 
 
 @pytest.mark.parametrize(
+    ("mapping", "says"),
+    [
+        ("chosn=chosen", "no format has a field chosn (did you mean chosen?)"),
+        ("chosen=choosen", "no row has a column choosen (did you mean chosen?)"),
+    ],
+)
+def test_a_mapping_is_checked_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], mapping: str, says: str):
+    assert main(["data", written(tmp_path, PAIRS), "--columns", mapping]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["none.jsonl"], "none.jsonl"),

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from prefopt.data.settings import DataSettings
+from prefopt.data.settings import ConversationSettings, DataSettings
 
 SPECIAL = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
 
@@ -71,12 +71,16 @@ def chatml() -> PreTrainedTokenizerFast:
     return made
 
 
+class EverySetting(DataSettings, ConversationSettings):
+    """What a run on demonstrations can be told about its data."""
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Callable[..., DataSettings]:
     """Settings whose cache belongs to the test."""
 
     def make(**given: Any) -> DataSettings:
-        return DataSettings(**{"data": ["-"], "cache_dir": tmp_path / "cache", **given})
+        return EverySetting(**{"data": ["-"], "cache_dir": tmp_path / "cache", **given})
 
     return make
 

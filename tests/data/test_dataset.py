@@ -3,6 +3,8 @@
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,30 @@ def test_columns_and_unknown_fields(write, settings, tokenizer):
         load([path], settings(columns={"anwser": "answer"}), tokenizer, kind="demonstration")
 
 
+def test_a_mapping_to_a_column_that_is_not_there(write, settings, tokenizer):
+    path = str(write("a.jsonl", PAIRS))
+    says = (
+        r"columns: no row has a column choosen \(did you mean chosen\?\)\. a\.jsonl has prompt, chosen, rejected\. "
+        "Write `field: column of your file`"
+    )
+    with pytest.raises(DataError, match=says):
+        load([path], settings(columns={"chosen": "choosen"}), tokenizer, kind="pair")
+    other = str(write("b.jsonl", [{"prompt": "q ", "better": "a", "worse": "b"}]))
+    made = load([path, other], settings(columns={"chosen": "better", "rejected": "worse"}), tokenizer, kind="pair")
+    assert [source.format for source in made.summary.sources] == ["text_pair", "text_pair"]
+    assert len(made.trees) == 7
+
+
+def test_what_is_not_recognised_is_told_in_the_names_of_the_file(write, settings, tokenizer):
+    path = str(write("a.jsonl", [{"frage": "q", "better": "a", "chosen": 1, "worse": "b"}]))
+    with pytest.raises(DataError) as caught:
+        load([path], settings(columns={"prompt": "frage"}), tokenizer, kind="pair")
+    assert "columns seen: frage, better, chosen, worse\n" in str(caught.value)
+    path = str(write("a.jsonl", [{"frage": "q", "better": "a", "worse": "b"}]))
+    with pytest.raises(DataError, match=r"perhaps: columns: \{prompt: frage, chosen: better, rejected: worse\}"):
+        load([path], settings(columns={"prompt": "frage"}), tokenizer, kind="pair")
+
+
 def test_glued_text_is_counted(write, settings, tokenizer):
     path = str(
         write("a.jsonl", [{"prompt": "q", "completion": "a"}, {"prompt": "q ", "completion": "a"}, {"prompt": "q", "completion": " a"}])
@@ -224,6 +250,7 @@ def test_every_field_survives_the_cache():
             (Completion(token_ids([3]), label=True, rank=0, reward=0.5, reference_logp=-1.5), Completion(token_ids([4, 5]))),
             weight=2.0,
             row_id="ü:1",
+            opening="0f",
         ),
         PromptTree(token_ids([6]), (Completion(token_ids([7, 8]), scored=np.array([True, False]), label=False),)),
     )
@@ -234,6 +261,7 @@ def test_every_field_survives_the_cache():
         (None, None, None, None),
         (False, None, None, None),
     ]
+    assert [tree.opening for tree in back] == ["0f", ""]
     assert cache.unpack(cache.pack(())) == ()
 
 
@@ -250,6 +278,7 @@ def test_processes_give_the_same_trees(write, settings, tokenizer, tmp_path):
     alone = load([path], settings(data_workers=1), tokenizer, kind="pair")
     beside = load([path], settings(data_workers=2, cache_dir=tmp_path / "other"), tokenizer, kind="pair")
     assert same(alone.trees, beside.trees)
+    assert len({one.opening for one in beside.trees}) == 6
     assert not beside.summary.from_cache
     assert not beside.trees[0].prompt_ids.flags.writeable
 
@@ -257,8 +286,78 @@ def test_processes_give_the_same_trees(write, settings, tokenizer, tmp_path):
 # The split.
 
 
-def tree(prompt: list[int], answer: int, row: int) -> PromptTree:
-    return PromptTree(token_ids(prompt), (Completion(token_ids([answer])),), row_id=str(row))
+def tree(prompt: list[int], answer: int, row: int, opening: str = "") -> PromptTree:
+    return PromptTree(token_ids(prompt), (Completion(token_ids([answer])),), row_id=str(row), opening=opening)
+
+
+def held_rows(trees: Sequence[PromptTree], fraction: float, seed: int) -> set[str]:
+    return {one.row_id for one in split(trees, fraction, seed)[1]}
+
+
+def dialogs(number: int) -> dict[str, list[dict[str, str]]]:
+    """A pair of dialogs of one to three exchanges; openings repeat, later turns do not."""
+    shared = [{"role": "system", "content": f"rules {number % 3}"}] if number % 2 else []
+    for turn in range(number % 3):
+        shared += [{"role": "user", "content": f"q {number // 2} {turn}"}, {"role": "assistant", "content": f"a {number} {turn}"}]
+    shared.append({"role": "user", "content": f"q {number // 2} {number % 3}"})
+    return {side: [*shared, {"role": "assistant", "content": f"{side} {number}"}] for side in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_stage_holds_out_the_same_rows(write, settings, chatml, seed):
+    path = str(write("pairs.jsonl", [dialogs(number) for number in range(60)]))
+    read = [
+        load([path], settings(), chatml, kind="pair"),
+        load([path], settings(score="completion"), chatml, kind="demonstration"),
+        load([path], settings(score="assistant"), chatml, kind="demonstration"),
+        load([path], settings(max_length=45), chatml, kind="pair"),
+    ]
+    assert len({tuple(len(one.prompt_ids) for one in made.trees) for made in read[1:]}) == 3
+    held = [held_rows(made.trees, 0.2, seed) for made in read]
+    assert 2 <= len(held[0]) <= 24
+    assert read[3].summary.num_cut > 0
+    assert held[0] == held[1] == held[2] == held[3]
+
+
+def test_what_a_row_opens_with(write, settings, chatml):
+    turn = {"role": "user", "content": "q"}
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "system", "content": "s"}, turn], **answers},
+        {"prompt": [{"role": "assistant", "content": "hi"}, turn], **answers},
+        {"prompt": [{"role": "system", "content": "s"}], **answers},
+        {"prompt": "s", "chosen": "a", "rejected": "b"},
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+        {"prompt": "a", "chosen": "c", "rejected": "b"},
+    ]
+    openings = [load([str(write("a.jsonl", [row]))], settings(), chatml, kind="pair").trees[0].opening for row in rows]
+    assert openings[0] == openings[1] == openings[2] == blake2b(b"q", digest_size=8).hexdigest()
+    assert openings[3] == openings[4] == blake2b(b"s", digest_size=8).hexdigest()
+    assert openings[5] == openings[6] == blake2b(b"a", digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5])
+def test_the_share_held_out_is_close_to_the_fraction(fraction):
+    trees = [tree([1], 1, number, f"opening {number}") for number in range(2000)]
+    for seed in range(3):
+        # Four standard deviations of a binomial draw.
+        assert abs(len(held_rows(trees, fraction, seed)) - 2000 * fraction) < 4 * (2000 * fraction * (1 - fraction)) ** 0.5
+
+
+def test_more_rows_move_no_row():
+    trees = [tree([1], 1, number, f"opening {number // 2}") for number in range(400)]
+    few, many = held_rows(trees[100:300], 0.1, 7), held_rows(trees, 0.1, 7)
+    assert few
+    assert few == {row for row in many if 100 <= int(row) < 300}
+
+
+def test_an_opening_is_on_one_side_only():
+    trees = [tree([1, number], number, number, f"opening {number % 7}") for number in range(50)]
+    train, held_out = split(trees, 0.3, seed=1)
+    assert len(train) + len(held_out) == 50
+    assert held_out
+    assert not {one.opening for one in train} & {one.opening for one in held_out}
 
 
 def test_a_prompt_is_on_one_side_only():
@@ -266,7 +365,7 @@ def test_a_prompt_is_on_one_side_only():
     train, held_out = split(trees, 0.2, seed=3)
     assert sorted(int(one.row_id) for one in train + held_out) == list(range(50))
     assert not {one.prompt_ids.tobytes() for one in train} & {one.prompt_ids.tobytes() for one in held_out}
-    assert len(held_out) >= 10
+    assert held_out
     again = split(trees, 0.2, seed=3)
     assert [one.row_id for one in again[1]] == [one.row_id for one in held_out]
     assert [one.row_id for one in held_out] == sorted((one.row_id for one in held_out), key=int)
@@ -275,8 +374,9 @@ def test_a_prompt_is_on_one_side_only():
 
 def test_plain_text_is_split_by_what_it_says():
     trees = [tree([0], number // 2, number) for number in range(20)]
-    train, held_out = split(trees, 0.1, seed=0)
-    assert len(held_out) == 2
+    train, held_out = split(trees, 0.3, seed=0)
+    assert train
+    assert held_out
     assert not {one.completions[0].ids.tobytes() for one in train} & {one.completions[0].ids.tobytes() for one in held_out}
 
 

@@ -141,9 +141,10 @@ def test_a_folder_is_read_in_order_and_the_rest_is_named(write, tmp_path):
     write("b.jsonl", [{"text": "b"}])
     write("a.csv", ["text", "a"])
     write("notes.md", ["hello"])
+    write("._b.jsonl", ["left by a file manager"])
     found = sources.find([str(tmp_path)])
     assert [place.name for place in found.places] == ["a.csv", "b.jsonl"]
-    assert found.ignored == (str(tmp_path / "notes.md"),)
+    assert found.ignored == (str(tmp_path / "._b.jsonl"), str(tmp_path / "notes.md"))
 
 
 def test_a_folder_without_data(write, tmp_path):

@@ -169,7 +169,7 @@ def test_a_config_that_is_no_causal_language_model(folder: Path, content: str):
 
 
 def test_a_hub_name_that_cannot_be_reached():
-    with pytest.raises(ModelError, match=r"no usable tokenizer in prefopt-tests/none"):
+    with pytest.raises(ModelError, match=r"there is no folder prefopt-tests/none here, and the hub gave no model of that name"):
         loaded("prefopt-tests/none")
 
 

@@ -39,6 +39,14 @@ def test_rows_are_filled_evenly():
     assert max(loads) <= 90
 
 
+def test_a_whole_dataset_is_cut_into_full_rows():
+    rng = np.random.default_rng(0)
+    trees = [tree(*lengths) for lengths in rng.integers(1, 200, (3000, 3))]
+    loads = [pack(batch.trees, sharing="flat").num_tokens for batch in cut(trees, max_tokens=1024, sharing="flat")[0]]
+    assert sum(loads) / len(loads) > 0.9 * 1024
+    assert max(loads) <= 1024
+
+
 def test_plain_batches_hold_similar_lengths():
     trees = [tree(5, length, length) for length in (50, 3, 49, 4, 48, 5)]
     batches = cut(trees, max_tokens=400, sharing="plain")[0]

@@ -99,16 +99,16 @@ def test_a_stopped_run_goes_on_to_the_bit(
 
     model = model_folder()
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run("dpo", model, pairs, whole, eval_fraction=0.2, **settings)
+    run("dpo", model, pairs, whole, eval_fraction=0.3, **settings)
     narrator = Asks(at)
     says = rf"stopped after step 2 of 5, as asked; the checkpoint is in {stopped}/checkpoints. Go on with the same command and --resume"
     with pytest.raises(RunStopped, match=says):
-        run("dpo", model, pairs, stopped, eval_fraction=0.2, narrator=narrator, **settings)
+        run("dpo", model, pairs, stopped, eval_fraction=0.3, narrator=narrator, **settings)
     assert any(line.startswith(number.name) for line in narrator.said)
     assert len(losses(stopped)) == 2
     assert not (stopped / "model").exists()
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-000002"]
-    run("dpo", model, pairs, stopped, eval_fraction=0.2, resume=True, **settings)
+    run("dpo", model, pairs, stopped, eval_fraction=0.3, resume=True, **settings)
     assert figures(stopped) == figures(whole)
     assert weights(stopped) == weights(whole)
 

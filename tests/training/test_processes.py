@@ -81,7 +81,7 @@ def train_in_two(words: list[str], folder: Path, *, returns: int = 0, says: str 
 @pytest.mark.slow
 def test_two_processes(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     model = model_folder()
-    same = {"eval_fraction": 0.2, "eval_every_steps": 2, "save_every_steps": 2, "keep_checkpoints": 9}
+    same = {"eval_fraction": 0.3, "eval_every_steps": 2, "save_every_steps": 2, "keep_checkpoints": 9}
     one, two = tmp_path / "one", tmp_path / "two"
     run("dpo", model, pairs, one, **same)
     flags = "--batch-size 4 --epochs 2 --learning-rate 1e-3 --max-length 128 --device cpu --precision float32"

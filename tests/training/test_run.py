@@ -46,7 +46,7 @@ def model(model_folder: Callable[..., Path]) -> Path:
 def finished(model: Path, pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is done: six steps, a held-out split, evaluated every two steps, three checkpoints kept."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    run("dpo", model, pairs, out, eval_fraction=0.25, epochs=3, eval_every_steps=2, save_every_steps=2, keep_checkpoints=3)
+    run("dpo", model, pairs, out, eval_fraction=0.33, epochs=3, eval_every_steps=2, save_every_steps=2, keep_checkpoints=3)
     return out
 
 
@@ -192,7 +192,7 @@ def test_the_learning_rate_moves_the_weights(model: Path, pairs: str, tmp_path: 
 
 def test_what_is_told(model: Path, pairs: str, tmp_path: Path):
     narrator = Asks(lambda done: None)
-    run("dpo", model, pairs, tmp_path / "run", narrator=narrator, eval_fraction=0.2, max_steps=2, beta=0.25)
+    run("dpo", model, pairs, tmp_path / "run", narrator=narrator, eval_fraction=0.3, max_steps=2, beta=0.25)
     said = "\n".join(narrator.said)
     for part in (
         "12 rows",
@@ -346,11 +346,19 @@ def test_sums_in_the_data_are_as_good_as_computed_ones(model: Path, tmp_path: Pa
     assert "kl" not in rows(tmp_path / "run")[0]  # sums do not tell it
     # They are believed: another reference gives another loss.
     wrong = [row | {"reference_chosen_logp": row["reference_chosen_logp"] - 5} for row in given]
-    run("dpo", model, write_rows(tmp_path / "wrong.jsonl", wrong), tmp_path / "wrong", max_steps=1)
+    narrator = Asks(lambda done: None)
+    run("dpo", model, write_rows(tmp_path / "wrong.jsonl", wrong), tmp_path / "wrong", max_steps=1, narrator=narrator)
+    assert any("note: before the first step policy and reference differ by" in line for line in narrator.said)
     assert losses(tmp_path / "wrong")[0] == pytest.approx(math.log1p(math.exp(-0.1 * 5)), abs=1e-5)
     some = [given[0], *pair_rows()[1:]]
     with pytest.raises(DataError, match="2 of 24 completions bring a reference log-probability"):
         run("dpo", model, write_rows(tmp_path / "some.jsonl", some), tmp_path / "some")
+
+
+def test_examples_without_any_weight_are_refused(model: Path, tmp_path: Path):
+    data = write_rows(tmp_path / "pairs.jsonl", [row | {"weight": 0} for row in pair_rows()])
+    with pytest.raises(DataError, match="every example to train on has weight 0"):
+        run("dpo", model, data, tmp_path / "run")
 
 
 def test_weights_of_examples_reach_the_loss(model: Path, tmp_path: Path):
@@ -388,7 +396,7 @@ def test_bf16_starts_near_log_two(model: Path, pairs: str, tmp_path: Path):
 
 
 def test_supervised_fine_tuning(model: Path, demonstrations: str, pairs: str, tmp_path: Path):
-    summary = run("sft", model, demonstrations, tmp_path / "run", epochs=4, learning_rate=5e-3, eval_fraction=0.2).summary
+    summary = run("sft", model, demonstrations, tmp_path / "run", epochs=4, learning_rate=5e-3, eval_fraction=0.3).summary
     found = losses(tmp_path / "run")
     assert 4 < found[0] < math.log(384) + 0.5
     assert found[-1] < 0.8 * found[0]
@@ -493,7 +501,7 @@ def stopped(tmp_path: Path, model: Path, pairs: str) -> Callable[..., Path]:
     ids=str,
 )
 def test_a_run_that_goes_on_makes_the_same_numbers(stopped, model: Path, pairs: str, tmp_path: Path, settings: dict[str, Any]):
-    same = {"save_every_steps": 2, "eval_fraction": 0.2, "eval_every_steps": 3} | settings
+    same = {"save_every_steps": 2, "eval_fraction": 0.3, "eval_every_steps": 3} | settings
     copied = stopped(5, **same)  # the checkpoint is of step 4, a fifth line of metrics is there
     assert len(rows(copied)) == 5
     assert not (copied / "summary.json").exists()

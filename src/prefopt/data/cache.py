@@ -23,7 +23,7 @@ from prefopt.trees import Completion, PromptTree
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same rows would give other trees or another file."""
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -135,7 +135,8 @@ def pack(trees: Sequence[PromptTree]) -> Arrays:
         "rewards": optional([completion.reward for completion in completions]),
         "reference_logps": optional([completion.reference_logp for completion in completions]),
         "weights": np.array([tree.weight for tree in trees], dtype=np.float64),
-        "row_ids": np.frombuffer(json.dumps([tree.row_id for tree in trees]).encode(), dtype=np.uint8),
+        "row_ids": texts([tree.row_id for tree in trees]),
+        "openings": texts([tree.opening for tree in trees]),
     }
 
 
@@ -160,9 +161,14 @@ def unpack(arrays: Arrays) -> tuple[PromptTree, ...]:
         )
     )
     return tuple(
-        PromptTree(prompt, tuple(next(completions) for _ in range(branches)), weight=weight, row_id=row_id)
-        for prompt, branches, weight, row_id in zip(
-            prompts, arrays["branches"].tolist(), arrays["weights"].tolist(), json.loads(arrays["row_ids"].tobytes()), strict=True
+        PromptTree(prompt, tuple(next(completions) for _ in range(branches)), weight=weight, row_id=row_id, opening=opening)
+        for prompt, branches, weight, row_id, opening in zip(
+            prompts,
+            arrays["branches"].tolist(),
+            arrays["weights"].tolist(),
+            json.loads(arrays["row_ids"].tobytes()),
+            json.loads(arrays["openings"].tobytes()),
+            strict=True,
         )
     )
 
@@ -170,6 +176,11 @@ def unpack(arrays: Arrays) -> tuple[PromptTree, ...]:
 def flat(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """The parts one after another."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
+
+
+def texts(values: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Texts, as the bytes of a JSON list."""
+    return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
 
 
 def optional(values: Sequence[float | None]) -> npt.NDArray[np.float64]:

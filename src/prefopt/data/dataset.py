@@ -1,22 +1,22 @@
 """The face of the room: sources in, trees and an account of them out.
 
 `load` walks the whole way: sources, rows, format, examples, text, ids, trees. `split` holds some
-trees out, never with a prompt on both sides.
+trees out, the same rows in every stage, never with an opening on both sides.
 """
 
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import cache, sources
 from prefopt.data.examples import Example, Fields
 from prefopt.data.formats import Kind
-from prefopt.data.recognise import LOOKED_AT, Recognised, check_mapping, recognise, rename
+from prefopt.data.recognise import LOOKED_AT, Recognised, check_columns, check_mapping, columns_of, mapping_for, recognise, rename
 from prefopt.data.rows import LENGTH_REASONS, Dropped, Row, RowFault, count_reasons, stop_at_bad_rows
 from prefopt.data.settings import ConversationSettings, DataSettings
 from prefopt.data.show import show_tree
@@ -80,7 +80,6 @@ def load(
             `stop`, a template that cannot be used, or no example left.
     """
     began = time.perf_counter()
-    check_mapping(settings.columns)
     found = sources.find(given)
     opened = [sources.read(place) for place in found.places]
     folder = cache.cache_folder(settings.cache_dir)
@@ -107,37 +106,45 @@ def score_of(settings: DataSettings) -> Literal["completion", "assistant"]:
 def split(trees: Sequence[PromptTree], fraction: float, seed: int) -> tuple[tuple[PromptTree, ...], tuple[PromptTree, ...]]:
     """The trees to train on and those held out, each in the given order.
 
-    All trees of a prompt go to the same side; a prompt of one token (BOS before plain text) is none, and
-    there the completions decide. At least one tree is held out where the fraction is above 0 and there
-    are two prompts; at least one stays.
+    Each opening is drawn for itself, by a digest of it and the seed, so that the same rows are held out whichever way they
+    are read (a model trained on demonstrations of a file is not tested on pairs of it that it has seen), and stay held
+    out as the data grows. The share is met on average, not exactly. Where there are two openings or more and the fraction
+    is above 0, at least one is held out and at least one stays; only then does it matter which others there are.
 
     Args:
         trees: all of them.
         fraction: share to hold out, in [0, 1).
         seed: the same seed, the same split.
     """
-    groups: dict[bytes, list[int]] = {}
-    for index, tree in enumerate(trees):
-        groups.setdefault(leak_key(tree), []).append(index)
-    if fraction <= 0 or len(groups) < 2:
+    openings = [tree.opening or leak_key(tree) for tree in trees]
+    draws = {opening: draw(opening, seed) for opening in openings}
+    if fraction <= 0 or len(draws) < 2:
         return tuple(trees), ()
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    wanted = max(1, round(fraction * len(trees)))
-    held_out: set[int] = set()
-    for group in order[:-1]:
-        if len(held_out) >= wanted:
-            break
-        held_out.update(group)
-    train = tuple(tree for index, tree in enumerate(trees) if index not in held_out)
-    return train, tuple(tree for index, tree in enumerate(trees) if index in held_out)
+    held_out = {opening for opening, drawn in draws.items() if drawn < fraction}
+    if not held_out:
+        held_out = {min(draws, key=lambda opening: draws[opening])}
+    if len(held_out) == len(draws):
+        held_out.remove(max(draws, key=lambda opening: draws[opening]))
+    sides = list(zip(trees, openings, strict=True))
+    return (
+        tuple(tree for tree, opening in sides if opening not in held_out),
+        tuple(tree for tree, opening in sides if opening in held_out),
+    )
 
 
-def leak_key(tree: PromptTree) -> bytes:
-    """What two trees share when one must not be trained on while the other is held out."""
+def draw(opening: str, seed: int) -> float:
+    """A number in [0, 1) that belongs to the opening under this seed, in every process and on every machine."""
+    return int.from_bytes(blake2b(f"{seed} {opening}".encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def leak_key(tree: PromptTree) -> str:
+    """What two trees without an opening share when one must not be trained on while the other is held out.
+
+    That is the prompt; one of a single token (BOS before plain text) is none, and there the completions decide.
+    """
     if len(tree.prompt_ids) > 1:
-        return tree.prompt_ids.tobytes()
-    return b"|".join([tree.prompt_ids.tobytes(), *(completion.ids.tobytes() for completion in tree.completions)])
+        return tree.prompt_ids.tobytes().hex()
+    return "|".join([tree.prompt_ids.tobytes().hex(), *(completion.ids.tobytes().hex() for completion in tree.completions)])
 
 
 def key_parts(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> dict[str, Any]:
@@ -198,16 +205,22 @@ def check(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) 
     """The sources' rows as examples.
 
     Raises:
-        DataError: a source is damaged or empty, or its format is not recognised.
+        DataError: a source is damaged or empty, its format is not recognised, or `columns` names a field that no format
+            has or a column that no source has.
     """
+    check_mapping(settings.columns)
+    read = [(source.name, source.rows()) for source in opened]
+    check_columns(read, settings.columns)
     found: list[SourceSummary] = []
     examples: list[Example] = []
     kept: list[Mapping[str, Any]] = []
     dropped: list[Dropped] = []
     num_rows = 0
-    for source in opened:
-        rows = [row if isinstance(row, Dropped) else Row(row.location, rename(row.value, settings.columns)) for row in source.rows()]
-        recognised = recognise(source.name, rows[:LOOKED_AT], kind, settings.data_format)
+    for name, own_rows in read:
+        mapping = mapping_for(own_rows, settings.columns)
+        rows = [row if isinstance(row, Dropped) else Row(row.location, rename(row.value, mapping)) for row in own_rows]
+        own_columns = columns_of(own_rows[:LOOKED_AT])
+        recognised = recognise(name, rows[:LOOKED_AT], kind, settings.data_format, own_columns=own_columns, mapping=mapping)
         num_rows += len(rows)
         for row in rows:
             example = row if isinstance(row, Dropped) else example_of(row, recognised, kind)
@@ -216,7 +229,7 @@ def check(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) 
             elif isinstance(row, Row):
                 examples.append(example)
                 kept.append(row.value)
-        found.append(source_summary(source.name, rows, recognised, kind))
+        found.append(source_summary(name, rows, recognised, kind))
     return Checked(tuple(found), tuple(examples), tuple(kept), tuple(dropped), num_rows)
 
 

@@ -8,6 +8,7 @@ a rank, a reward, so that a further format needs no further type.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 from prefopt.data.rows import RowFault, clip
@@ -251,6 +252,21 @@ def every_turn(example: Example) -> Example:
     if any(message.role == "assistant" and not message.content.strip() for message in turns[first:]):
         raise RowFault("blank_answer", "one of the assistant's turns is blank, and every turn is learned")
     return replace(example, prompt=turns[:first], answers=(replace(answer, content=turns[first:]),))
+
+
+def opening_of(example: Example) -> str:
+    """A digest of what the example opens with: the user's first message, the text of the prompt, or the text itself.
+
+    It is read from the text before anything is shaped or cut, so that a row read as a pair, as a demonstration of its
+    last answer or of all its answers opens with the same: the whole prompts of those three differ.
+    """
+    answer = example.answers[0].content
+    if isinstance(example.prompt, str):
+        text = example.prompt if example.prompt.strip() else str(answer)
+    else:
+        turns = example.prompt if isinstance(answer, str) else example.prompt + answer
+        text = next((message for message in turns if message.role == "user"), turns[0]).content
+    return blake2b(text.strip().encode(), digest_size=8).hexdigest()
 
 
 def as_chat(example: Example) -> Example:

@@ -39,7 +39,8 @@ class Recognised:
 def rename(columns: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
     """The row under our names: each `field: column` of the mapping reads that column as that field.
 
-    A column that is mapped away is no longer read under its old name.
+    A column that is mapped away is no longer read under its old name, and a field that is mapped is read from nowhere
+    else: `mapping_for` leaves only what the source has.
     """
     if not mapping:
         return columns
@@ -65,13 +66,58 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
             )
 
 
+def check_columns(sources: Sequence[tuple[str, Sequence[Row | Dropped]]], mapping: Mapping[str, str]) -> None:
+    """Refuses a mapping from columns that no source has: it would do nothing, and nobody would be told.
+
+    Args:
+        sources: each one's name and its rows as they stand there.
+        mapping: as `field: column`.
+
+    Raises:
+        DataError: names the missing columns, the nearest, and those that there are.
+    """
+    if not mapping:
+        return
+    seen = {name: columns_of(rows) for name, rows in sources}
+    columns = list(dict.fromkeys(column for names in seen.values() for column in names))
+    missing = [column for column in mapping.values() if column not in columns]
+    # Where no row could be parsed there is worse to tell.
+    if not missing or not columns:
+        return
+    hints = []
+    for column in missing:
+        close = get_close_matches(column, columns, n=1)
+        hints.append(clip(column) + (f" (did you mean {clip(close[0])}?)" if close else ""))
+    there = "; ".join(f"{name} has {', '.join(map(clip, names[:40])) or 'no columns'}" for name, names in list(seen.items())[:4])
+    raise DataError(f"columns: no row has a column {', '.join(hints)}. {there}. Write `field: column of your file`.")
+
+
+def mapping_for(rows: Sequence[Row | Dropped], mapping: Mapping[str, str]) -> Mapping[str, str]:
+    """What of the mapping applies to a source: of several sources each may need only a part of it."""
+    columns = set(columns_of(rows)) if mapping else set()
+    return {field: column for field, column in mapping.items() if column in columns}
+
+
+def columns_of(rows: Sequence[Row | Dropped]) -> list[str]:
+    """The columns of the rows, in the order of their first use."""
+    return list(dict.fromkeys(column for row in rows if isinstance(row, Row) for column in row.value))
+
+
 def known_fields() -> list[str]:
     """Every field of every format, in the table's order."""
     names = [name for entry in FORMATS for name in (*entry.needs, *entry.optional)]
     return list(dict.fromkeys([*names, *COMMON_FIELDS]))
 
 
-def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format: str = "auto") -> Recognised:
+def recognise(
+    name: str,
+    rows: Sequence[Row | Dropped],
+    kind: Kind,
+    data_format: str = "auto",
+    *,
+    own_columns: Sequence[str] | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Recognised:
     """The format of a source.
 
     Args:
@@ -79,6 +125,8 @@ def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format:
         rows: its first rows, under our names.
         kind: what is to be read from it.
         data_format: the name of a format, or `auto` to look.
+        own_columns: what the source itself calls its columns, for messages; None: as in the rows.
+        mapping: the names that the rows were given, as `field: column`, for messages.
 
     Raises:
         DataError: no format is known by that name, or none fits; it lists the columns seen and the formats known.
@@ -102,7 +150,7 @@ def recognise(name: str, rows: Sequence[Row | Dropped], kind: Kind, data_format:
         if count * 2 > len(good):
             found = next(entry for entry in usable if entry.name == best)
             return Recognised(found, f"{count} of the first {len(good)} rows have {', '.join(found.needs)}")
-    raise DataError(not_recognised(name, [row.value for row in good], kind, usable))
+    raise DataError(not_recognised(name, [row.value for row in good], kind, usable, own_columns, mapping or {}))
 
 
 def candidates(kind: Kind) -> tuple[Format, ...]:
@@ -134,15 +182,23 @@ def named(name: str, kind: Kind, usable: Sequence[Format]) -> Format:
     raise DataError(f"data_format {clip(name)} is not known{hint}. Give auto or one of {', '.join(names)}.")
 
 
-def not_recognised(name: str, rows: Sequence[Mapping[str, Any]], kind: Kind, usable: Sequence[Format]) -> str:
+def not_recognised(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    usable: Sequence[Format],
+    own_columns: Sequence[str] | None,
+    given: Mapping[str, str],
+) -> str:
     """The message when nothing fits: columns seen, near misses, formats known."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     wanted = "pairs" if kind == "pair" else "demonstrations"
     lines = [f"{name}: the format is not recognised: no known format for {wanted} fits more than half of the first {len(rows)} rows."]
-    lines.append(f"  columns seen: {', '.join(map(clip, columns[:40])) or 'none'}")
+    lines.append(f"  columns seen: {', '.join(map(clip, (columns if own_columns is None else own_columns)[:40])) or 'none'}")
     lines += [f"  near: {miss}" for miss in near_misses(rows, columns, usable)]
     mapping = suggested_mapping(rows, columns, usable)
     if mapping:
+        mapping = {**given, **{field: given.get(column, column) for field, column in mapping.items()}}
         pairs = ", ".join(f"{field}: {column}" for field, column in mapping.items())
         lines.append(f"  perhaps: columns: {{{pairs}}}")
     if kind == "pair" and any(entry.kind == "demonstration" and all(need in columns for need in entry.needs) for entry in FORMATS):

@@ -13,7 +13,12 @@ class DataSettings(Settings):
         REQUIRED, min_length=1, help="Files, folders, `-` for standard input, a folder written by `datasets`, or a hub name."
     )
     eval_data: list[str] = Setting([], help="Held-out examples, from the same kinds of sources.")
-    eval_fraction: float = Setting(0.0, ge=0, lt=1, help="Share of the data held out by seed when no eval_data is given.")
+    eval_fraction: float = Setting(
+        0.0,
+        ge=0,
+        lt=1,
+        help="Share of the data held out when no eval_data is given: by seed and by what a conversation opens with, so about that share.",
+    )
     data_format: str = Setting("auto", help="Format of the rows; `auto` recognises it by looking and says what it saw.")
     columns: dict[str, str] = Setting({}, help="Other column names, as `field: column`, for example `chosen: better_answer`.")
     on_bad_row: Literal["stop", "drop"] = Setting(

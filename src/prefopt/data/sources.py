@@ -119,13 +119,13 @@ def data_suffix(path: Path) -> str | None:
 
 
 def folder_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """A folder's data files, sorted by name, and what else stands there.
+    """A folder's data files, sorted by name, and what else stands there; hidden files are none (editors and macOS leave them).
 
     Raises:
         DataError: it holds no data file.
     """
     entries = sorted(folder.iterdir())
-    files = [entry for entry in entries if entry.is_file() and data_suffix(entry) is not None]
+    files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".") and data_suffix(entry) is not None]
     others = [str(entry) for entry in entries if entry not in files]
     if not files:
         seen = ", ".join(entry.name for entry in entries[:10]) or "nothing"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from prefopt.data.encode import Branch, Encoded, Encoder
-from prefopt.data.examples import Answer, Example, Message, as_chat, every_turn
+from prefopt.data.examples import Answer, Example, Message, as_chat, every_turn, opening_of
 from prefopt.data.rows import RowFault
 from prefopt.data.template import Chat, Rendered, eos_text, plain
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -75,8 +75,12 @@ class Grower:
         prepared = [attempt(self.prepare, example) for example in examples]
         encoded = self.encode([entry if isinstance(entry, RowFault) else entry[1] for entry in prepared])
         return [
-            Grown(ids) if isinstance(ids, RowFault) else Grown(entry) if isinstance(entry, RowFault) else self.fit(*entry, ids)
-            for entry, ids in zip(prepared, encoded, strict=True)
+            Grown(ids)
+            if isinstance(ids, RowFault)
+            else Grown(entry)
+            if isinstance(entry, RowFault)
+            else self.fit(*entry, ids, opening_of(example))
+            for example, entry, ids in zip(examples, prepared, encoded, strict=True)
         ]
 
     def prepare(self, example: Example) -> tuple[Example, Rendered]:
@@ -117,8 +121,8 @@ class Grower:
                 results[index] = ids
         return results
 
-    def fit(self, example: Example, text: Rendered, ids: Encoded) -> Grown:
-        """The example's tree, cut where it must be and may be."""
+    def fit(self, example: Example, text: Rendered, ids: Encoded, opened_with: str) -> Grown:
+        """The example's tree, cut where it must be and may be; what it opened with outlives the cut."""
         limit = self.options.max_length
         cut = ids.longest > limit
         if cut:
@@ -137,7 +141,7 @@ class Grower:
             example, text, ids = shorter
         if len({tuple(branch.ids) for branch in ids.branches}) < len(ids.branches):
             return Grown(RowFault("same_answers", "the answers differ as text, but are the same tokens"))
-        return Grown(tree_of(example, ids), ids.merges, text.rewritten, cut)
+        return Grown(tree_of(example, ids, opened_with), ids.merges, text.rewritten, cut)
 
     def shorten(self, example: Example, ids: Encoded) -> tuple[Example, Rendered, Encoded] | RowFault:
         """The example with as much of its prompt as fits."""
@@ -222,10 +226,11 @@ def chat_turns(example: Example) -> tuple[Message, ...]:
     return example.prompt if len(example.answers) > 1 or isinstance(answer, str) else example.prompt + answer
 
 
-def tree_of(example: Example, ids: Encoded) -> PromptTree:
+def tree_of(example: Example, ids: Encoded, opened_with: str) -> PromptTree:
     """The tree of an example's ids."""
     completions = tuple(completion_of(answer, branch) for answer, branch in zip(example.answers, ids.branches, strict=True))
-    return PromptTree(token_ids(ids.start + ids.prompt), completions, weight=example.weight, row_id=example.location)
+    prompt = token_ids(ids.start + ids.prompt)
+    return PromptTree(prompt, completions, weight=example.weight, row_id=example.location, opening=opened_with)
 
 
 def completion_of(answer: Answer, branch: Branch) -> Completion:

@@ -87,6 +87,10 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             return tokenizer
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             problem = error
+    if is_hub_name(source):
+        raise ModelError(
+            f"there is no folder {source} here, and the hub gave no model of that name: {_one_line(problem)}. Check the spelling."
+        )
     raise ModelError(
         f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json."
     )
@@ -152,6 +156,11 @@ def locate(name: str) -> tuple[str, str | None]:
     if source is not None and not (source / "config.json").is_file():
         raise ModelError(f"{path} is an adapter of {base}, which holds no model. Give a whole model as model and this folder as adapter.")
     return str(source or base), str(path)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model of that name can only be on the hub."""
+    return _folder(name) is None
 
 
 def _folder(name: str) -> Path | None:

@@ -9,6 +9,7 @@ of similar length, because the longest one sets the width of all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 from prefopt.engine.batch import Sharing, cost
 from prefopt.errors import RunError
@@ -74,14 +75,14 @@ def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int)
     while True:
         num_rows = min(-(-num_rows // num_processes) * num_processes, len(trees))
         rows: list[list[int]] = [[] for _ in range(num_rows)]
-        loads = [0] * num_rows
+        loads = [(0, row) for row in range(num_rows)]  # a heap: the emptiest row first
         for index in largest_first:
-            emptiest = min(range(num_rows), key=loads.__getitem__)
-            rows[emptiest].append(index)
-            loads[emptiest] += sizes[index]
-        if max(loads) <= max_tokens:
+            load, row = loads[0]
+            rows[row].append(index)
+            heapreplace(loads, (load + sizes[index], row))
+        if max(loads)[0] <= max_tokens:
             return rows
-        num_rows += 1
+        num_rows += max(1, num_rows // 50)
 
 
 def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int) -> list[list[int]]:

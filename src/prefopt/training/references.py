@@ -251,31 +251,51 @@ DESCRIPTIONS: dict[type, str] = {
 
 @torch.no_grad()
 def check_start(
-    policy: Policy, reference: Reference, trees: Sequence[PromptTree], *, max_tokens: int, precision: Precision, processes: Processes
+    policy: Policy,
+    reference: Reference,
+    trees: Sequence[PromptTree],
+    *,
+    is_start: bool,
+    max_tokens: int,
+    autocast: torch.dtype | None,
+    processes: Processes,
+    narrator: Narrator,
 ) -> float:
     """At the start policy and reference are the same function, so every margin is 0 and DPO's loss log 2.
 
-    Looking at one micro-batch of the first step catches dropout, a wrong adapter, and mistakes of template and cache.
+    Looking at one micro-batch of the first step catches dropout, a wrong adapter, and mistakes of template and cache. Where
+    the reference is another model, or came with the data, a difference may be meant: it is said, and the run goes on.
+
+    Args:
+        policy, reference: before the first step.
+        trees: of the first step.
+        is_start: the reference should be the policy as it is now.
+        max_tokens, autocast, processes, narrator: of the run.
 
     Returns:
         the mean absolute difference per token, in nats.
 
     Raises:
-        RunError: they differ by more than arithmetic noise; says what it can be.
+        RunError: they should be the same and differ by more than arithmetic noise; says what it can be.
     """
     first = cut(trees, max_tokens=max_tokens, sharing=policy.path.sharing)[0][0]
     batch = pack(first.trees, sharing=policy.path.sharing, device=processes.device)
-    with torch.autocast(processes.device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
+    with torch.autocast(processes.device.type, dtype=autocast, enabled=autocast is not None):
         own, other = policy(batch), reference.logps(batch)
-    if isinstance(other, TokenLogps):
-        difference = float((own.values_N - other.values_N).abs().mean())
-    else:
-        difference = float((own.mean() - other.mean()).abs().mean())
-    if not difference <= SAME_FUNCTION[precision.autocast or torch.float32] and isinstance(other, TokenLogps):  # NaN is no match
+    per_token = own.values_N - other.values_N if isinstance(other, TokenLogps) else own.mean() - other.mean()
+    difference = float(per_token.abs().mean())
+    if difference <= SAME_FUNCTION[autocast or torch.float32]:  # NaN is not
+        return difference
+    where = f"on {first.trees[0].row_id} and its neighbours"
+    found = f"before the first step policy and reference differ by {difference:.2g} nats per token {where}"
+    if is_start and isinstance(other, TokenLogps):
         raise RunError(
-            f"before the first step policy and reference differ by {difference:.2g} nats per token on {first.trees[0].row_id} and its "
-            "neighbours, and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in "
+            f"{found}, and they should be the same function (margin 0, loss log 2). Usual causes: a layer that draws random numbers in "
             "training mode, or a model that was changed after its reference values were cached. Try --reference-cache off; if that helps, "
             "delete the cache folder."
         )
+    narrator.say(
+        f"note: {found}, so the loss does not start at log 2. That is right if the reference is meant to be another model; if it is meant "
+        "to be this one, its values come from other weights, another template, other truncation, or another precision."
+    )
     return difference

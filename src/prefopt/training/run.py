@@ -6,7 +6,7 @@ data -> model -> proof of the engine -> reference -> loop -> model folder and su
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import transformers
 import prefopt
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
-from prefopt.data.dataset import Dataset, load, split
 from prefopt.errors import RunError, RunStopped
 from prefopt.methods.method import Method, State
-from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model, locate
+from prefopt.models.load import LoadedModel, choose_precision, is_hub_name, load_model, locate
 from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.proof import prove
 from prefopt.models.reference import Reference
@@ -28,16 +27,17 @@ from prefopt.models.save import save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.cut import check_fits
+from prefopt.training.examples import RunData, load_data, needed_trees, within_context
 from prefopt.training.folder import RunFolder
 from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.loop import Course, Trainer, ddp, peak_memory_gb, run_steps
-from prefopt.training.narrator import Narrator, Quiet, Terminal, clock
+from prefopt.training.narrator import Narrator, Quiet, Terminal
 from prefopt.training.optimizer import Schedule, make_optimizer, usual_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes, join
 from prefopt.training.references import check_start, make_reference
 from prefopt.training.settings import RunSettings
-from prefopt.trees import PromptTree
+from prefopt.training.words import closing_lines, device_name, figures_line, opening_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +53,6 @@ class RunResult:
     folder: Path
     model_dir: Path
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """The examples of a run, as its method reads them.
-
-    Attributes:
-        train, held_out: the examples.
-        facts: about them, for the summary.
-        dropped: the files of dropped rows that were written.
-        chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
-    """
-
-    train: Sequence[PromptTree]
-    held_out: Sequence[PromptTree]
-    facts: dict[str, Any]
-    dropped: tuple[Path, ...]
-    chat_template: str | None
-    end_of_turn: str
 
 
 def train_with(method: str, /, *, narrator: Narrator | None = None, **settings: Any) -> RunResult:
@@ -105,6 +86,8 @@ def train(method: str | Method, settings: RunSettings, *, narrator: Narrator | N
 def _run(method: Method, settings: RunSettings, processes: Processes, narrator: Narrator) -> RunResult:
     began = time.perf_counter()
     folder = RunFolder(settings.out.expanduser())
+    if is_hub_name(settings.model):
+        narrator.say(f"there is no folder {settings.model} here; looking for it on the hub")
     with processes.main_first():
         if processes.is_main:
             models = (settings.model, settings.adapter, reference_settings(settings).reference)
@@ -184,15 +167,17 @@ class Run:
                 return finished
         else:
             progress = Progress(0, self.trainer.method.initial_state())
-            if reference is not None and reference_settings(self.settings).reference is None:
+            if reference is not None:
                 first = [self.data.train[index] for index in self.order.examples(0)]
                 opening["start_difference"] = check_start(
                     self.trainer.policy,
                     reference,
                     first,
+                    is_start=reference_settings(self.settings).reference is None,
                     max_tokens=self.settings.max_tokens,
-                    precision=Precision(self.trainer.autocast, loaded.model.dtype),
+                    autocast=self.trainer.autocast,
                     processes=self.trainer.processes,
+                    narrator=self.narrator,
                 )
         if self.trainer.processes.is_main:  # nothing stands in the way any more, and what `out` held may go
             if not self.settings.resume:
@@ -297,101 +282,11 @@ class Run:
         }
 
 
-def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
-    """The settings with `max_length` no longer than what the model was made for: beyond it positions are missing or untrained."""
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if not context or context >= settings.max_length:
-        return settings
-    narrator.say(f"max_length: {context}, as long as the model can read (the settings say {settings.max_length})")
-    return settings.model_copy(update={"max_length": context})
-
-
-def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder | None, narrator: Narrator) -> RunData:
-    """The run's examples, told and shown; rows that are dropped are written into the folder, where there is one.
-
-    Raises:
-        DataError: as `prefopt.data.dataset.load`.
-    """
-    kind = method.needs.completions
-    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped if folder else None)
-    held_out: Sequence[PromptTree]
-    trees, held_out = dataset.trees, ()
-    dropped = [folder.dropped] if folder and dataset.summary.num_dropped else []
-    facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
-    for line in dataset.summary.lines():
-        narrator.say(line)
-    if settings.eval_data:
-        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped_held_out if folder else None)
-        held_out = held.trees
-        facts["eval_summary"] = held.summary.to_dict()
-        if folder and held.summary.num_dropped:
-            dropped.append(folder.dropped_held_out)
-        for line in held.summary.lines():
-            narrator.say(f"held out: {line}")
-    elif settings.eval_fraction:
-        trees, held_out = split(trees, settings.eval_fraction, settings.seed)
-        narrator.say(f"held out by seed {settings.seed}: {len(held_out)} of {len(dataset.trees)} examples")
-    narrator.say(f"the first example:\n{dataset.first_example}")
-    facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
-    arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
-    return RunData(arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn)
-
-
-def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:
-    """The chat template that training used, where the tokenizer does not have it: whoever generates needs the same."""
-    return dataset.chat_template if dataset.chat_template != loaded.tokenizer.chat_template else None
-
-
-def needed_trees(order: DataOrder, data: RunData) -> list[PromptTree]:
-    """The examples that the run will look at: with few steps on much data the reference need not see all of it."""
-    if order.num_taken >= len(data.train):
-        return [*data.train, *data.held_out]
-    seen = sorted({int(index) for step in range(order.num_steps) for index in order.examples(step)})
-    return [*(data.train[index] for index in seen), *data.held_out]
-
-
-def opening_lines(
-    method: Method,
-    settings: RunSettings,
-    loaded: LoadedModel,
-    precision: Precision,
-    order: DataOrder,
-    learning_rate: float,
-    engine: str,
-    processes: Processes,
-) -> list[str]:
-    """What will be done, with every value that was chosen for the user."""
-    total = sum(parameter.numel() for parameter in loaded.model.parameters())
-    trained = sum(parameter.numel() for _, parameter in trained_parameters(loaded.model))
-    what = "all weights" if loaded.adapter is None else f"an adapter of {trained:,} weights ({trained / total:.1%})"
-    where = device_name(processes.device) + (f" in {processes.count} processes" if processes.count > 1 else "")
-    return [
-        f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {where}",
-        f"engine: {engine}",
-        f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
-        f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
-        + "".join(f", {name} {value:g}" for name, value in method.settings.model_dump().items() if isinstance(value, float)),
-    ]
-
-
-def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:
-    """The plain summary at the end."""
-    lines = []
-    if summary["after"]:
-        lines.append("held out, after:  " + figures_line(summary["after"]))
-    speed = f", {summary['examples_per_second']:.2f} examples/s" if summary["examples_per_second"] else ""
-    lines.append(f"{summary['steps']} steps in {clock(summary['training_seconds'])}{speed}, peak memory {summary['peak_memory_gb']:.2f} GB")
-    return [*lines, f"model: {folder.model}", f"metrics: {folder.metrics}"]
-
-
-def figures_line(values: Mapping[str, float]) -> str:
-    """Evaluation figures in words."""
-    return ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
-
-
 def fixed_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
     """The settings that a resumed run must share with its beginning: those that decide its numbers."""
     free = {
+        "data",  # its digest decides, not how it is spelled
+        "eval_data",
         "out",
         "resume",
         "overwrite",
@@ -420,8 +315,3 @@ def config_values(method: Method, settings: RunSettings) -> dict[str, Any]:
         **json.loads(settings.model_dump_json(exclude={"resume", "overwrite"})),
         **json.loads(method.settings.model_dump_json()),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
