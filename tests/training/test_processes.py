@@ -78,14 +78,13 @@ def train_in_two(words: list[str], folder: Path, *, returns: int = 0, says: str 
         assert [line for line in outputs[1][1].splitlines() if "Warning" not in line and "[Gloo]" not in line] == []
 
 
-@pytest.mark.slow
 def test_two_processes(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     model = model_folder()
     same = {"eval_fraction": 0.3, "eval_every_steps": 2, "save_every_steps": 2, "keep_checkpoints": 9}
     one, two = tmp_path / "one", tmp_path / "two"
     run("dpo", model, pairs, one, **same)
     flags = "--batch-size 4 --epochs 2 --learning-rate 1e-3 --max-length 128 --device cpu --precision float32"
-    more = "--eval-fraction 0.2 --eval-every-steps 2 --save-every-steps 2 --keep-checkpoints 9"
+    more = "--eval-fraction 0.3 --eval-every-steps 2 --save-every-steps 2 --keep-checkpoints 9"
     words = ["--model", str(model), "--data", pairs, *flags.split(), *more.split()]
     train_in_two(["dpo", *words, "--out", str(two)], tmp_path, says="in 2 processes")
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
@@ -103,7 +102,6 @@ def test_two_processes(model_folder: Callable[..., Path], pairs: str, tmp_path: 
     close(two, one)
 
 
-@pytest.mark.slow
 def test_two_processes_with_an_adapter_and_references_in_memory(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     model = model_folder()
     run("dpo", model, pairs, tmp_path / "one", lora_rank=4, reference_cache=False, max_tokens=60)
@@ -114,7 +112,6 @@ def test_two_processes_with_an_adapter_and_references_in_memory(model_folder: Ca
     assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys() == {"adapter_model.safetensors"}
 
 
-@pytest.mark.slow
 def test_a_mistake_ends_both(pairs: str, tmp_path: Path):
     words = ["dpo", "--model", "/no/such/model", "--data", pairs, "--out", str(tmp_path / "run"), "--device", "cpu"]
     train_in_two(words, tmp_path, returns=2, says="no folder /no/such/model")
