@@ -89,6 +89,7 @@ def find(given: Sequence[str]) -> Found:
         if item == "-":
             places.append(Place("stdin", read_stdin))
         elif is_saved(path):
+            # mypy does not type a lambda that holds on to loop variables by its defaults, here and below.
             places.append(Place(item, lambda name, path=path, split=split: from_dataset(name, load_saved(path, split))))  # type: ignore[misc]
         elif Path(item).is_dir():
             files, others = folder_files(Path(item))

@@ -54,7 +54,7 @@ def head_logps(
     """
     device_type = hidden_ND.device.type
     compute_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight_VD.dtype
-    logps_N, entropy_N, log_sum_squares_N = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+    logps_N, entropy_N, log_sum_squares_N = _HeadLogps.apply(  # type: ignore[no-untyped-call]  # autograd gives apply no types
         hidden_ND, weight_VD, bias_V, target_N, shape, extras, compute_dtype
     )
     return (logps_N, entropy_N, log_sum_squares_N) if extras else (logps_N, None, None)

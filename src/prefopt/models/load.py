@@ -192,7 +192,7 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     """
     try:
         with transformers_logging_at("ERROR"):
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]  # a pair, by output_loading_info
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
