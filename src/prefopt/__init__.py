@@ -3,27 +3,30 @@
     prefopt.train("dpo", model="model", data="pairs.jsonl", out="runs/dpo")
 
 `prefopt.losses` holds the methods' losses as pure functions, `prefopt.Policy` the engine around a
-model. They load torch when they are first used, so that `import prefopt` and the command line's help do not.
+model, `prefopt.Callback` the base of code that follows a run. They load torch when they are first used, so that `import prefopt` and the command line's help do not.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "__version__", "losses", "train"]
+__all__ = ["Callback", "Policy", "__version__", "losses", "train"]
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
+    from prefopt.training.callbacks import Callback
     from prefopt.training.run import RunResult
 
 
-def train(method: "str | Method", **settings: Any) -> "RunResult":
+def train(method: "str | Method", *, callbacks: "Sequence[Callback]" = (), **settings: Any) -> "RunResult":
     """Train a model with a method; what `prefopt train` does.
 
     Args:
         method: a method's name, or a `Method` object of your own, which then brings its own settings.
+        callbacks: code of your own that follows the run; see `prefopt.Callback`.
         settings: by the names of the command line's flags, with underscores: model, data, out, batch_size, ...
 
     Returns:
@@ -40,7 +43,7 @@ def train(method: "str | Method", **settings: Any) -> "RunResult":
     checked = check(kind, settings, source="the settings given to prefopt.train")
     from prefopt.training.run import train as run  # after the check: it loads torch, which takes seconds
 
-    return run(method, checked)
+    return run(method, checked, callbacks=callbacks)
 
 
 def __getattr__(name: str) -> Any:
@@ -48,6 +51,8 @@ def __getattr__(name: str) -> Any:
         return import_module("prefopt.losses")
     if name == "Policy":
         return import_module("prefopt.models.policy").Policy
+    if name == "Callback":
+        return import_module("prefopt.training.callbacks").Callback
     raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
 
 

@@ -35,6 +35,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 def run(method: str, model: Path | str, data: str, out: Path, **settings: Any) -> RunResult:
     """A run of six steps, two of them in a second epoch."""
     small = {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3, "max_length": 128, "device": "cpu", "precision": "float32"}
+    small |= {"samples": 0, "report": False, "memory_check": False}  # each has tests of its own
     settings = {"narrator": Quiet(), "cache_dir": out.parent / "cache"} | small | settings
     return train_with(method, model=str(model), data=data, out=out, **settings)
 

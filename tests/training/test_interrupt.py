@@ -14,7 +14,7 @@ import torch
 from tests.training.runs import Asks, figures, losses, run, weights
 
 from prefopt.errors import RunStopped
-from prefopt.training.interrupt import stop_on_signals
+from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.narrator import Quiet
 from prefopt.training.processes import Processes
 
@@ -33,7 +33,8 @@ class Listening(Quiet):
 def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals):
     before = signal.getsignal(number)
     narrator = Listening()
-    with stop_on_signals(narrator) as stop:
+    stop = StopRequest()
+    with stop_on_signals(narrator, stop):
         assert not stop.agreed(ONE)
         signal.raise_signal(number)
         assert stop.agreed(ONE)
@@ -46,7 +47,8 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals):
 def test_what_a_launcher_hands_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch):
     now = 50.0
     monkeypatch.setattr("prefopt.training.interrupt.time.monotonic", lambda: now)
-    with stop_on_signals(Quiet(), grace_s=2.0) as stop:
+    stop = StopRequest()
+    with stop_on_signals(Quiet(), stop, grace_s=2.0):
         signal.raise_signal(signal.SIGINT)
         now = 51.9
         signal.raise_signal(signal.SIGINT)
@@ -58,7 +60,7 @@ def test_what_a_launcher_hands_on_is_no_second_request(monkeypatch: pytest.Monke
 
 def test_the_handlers_are_put_back_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ZeroDivisionError), stop_on_signals(Quiet()):
+    with pytest.raises(ZeroDivisionError), stop_on_signals(Quiet(), StopRequest()):
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -68,7 +70,8 @@ def test_a_narrator_in_the_middle_of_a_word_does_not_matter():
         def say(self, line: str) -> None:
             raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
-    with stop_on_signals(Busy()) as stop:
+    stop = StopRequest()
+    with stop_on_signals(Busy(), stop):
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
 
@@ -77,7 +80,8 @@ def test_other_threads_train_without_handlers():
     asked: list[bool] = []
 
     def work() -> None:
-        with stop_on_signals(Quiet()) as stop:
+        stop = StopRequest()
+        with stop_on_signals(Quiet(), stop):
             asked.append(stop.asked)
 
     before = signal.getsignal(signal.SIGINT)

@@ -62,7 +62,9 @@ def plain_losses(model: Path, pairs: str, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_the_files_of_a_run(finished: Path):
-    assert sorted(path.name for path in finished.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "model", "summary.json"]
+    notes = ["config.yaml", "held_out.jsonl", "manifest.json", "metrics.jsonl", "status.json", "summary.json"]
+    found = sorted(path.name for path in finished.iterdir() if path.name != "watch.jsonl")  # a run this small gives it something to say
+    assert found == sorted(["checkpoints", "model", *notes])
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000004", "step-000006", "step-000007"]
     suffixes = {path.suffix for path in (finished / "checkpoints").rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json"}
@@ -533,7 +535,7 @@ def test_a_changed_setting_is_named(stopped, model: Path, pairs: str):
 
 def test_another_method_is_named(stopped, model: Path, pairs: str):
     copied = stopped(3, save_every_steps=1)
-    with pytest.raises(RunError, match=r"the data is not what|method was 'dpo', is 'sft'"):
+    with pytest.raises(RunError, match="method was dpo, is sft"):
         run("sft", model, pairs, copied, resume=True)
 
 
@@ -686,7 +688,7 @@ def test_the_cache_serves_the_next_run(model: Path, pairs: str, tmp_path: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model: Path, pairs: str, tmp_path: Path):
-    with pytest.raises(RunError, match=r"of step \d is .*; the weights were not changed. The step's examples: pairs.jsonl:"):
+    with pytest.raises(RunError, match=r"of step \d is .*; the weights were not changed. Examples whose own loss is not finite: pairs.jsonl:"):
         run("dpo", model, pairs, tmp_path / "run", learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=1e30, save_every_steps=1)
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
     assert not (tmp_path / "run" / "summary.json").exists()

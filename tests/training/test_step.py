@@ -192,7 +192,7 @@ def test_dpo_starts_at_log_two(make_model):
 
 def test_evaluation_gives_the_step_s_numbers_and_leaves_no_gradient(make_model):
     one = trainer(make_model, CASES["dpo"][0](), max_tokens=60)
-    figures = one.evaluate(pairs(6), {})
+    figures = one.evaluate(pairs(6), {}).figures
     assert all(parameter.grad is None for parameter in one.policy.parameters())
     result, _ = one.step(pairs(6), 0, {})
     assert figures == pytest.approx({"loss": result.loss, **result.metrics})

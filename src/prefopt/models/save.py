@@ -55,10 +55,19 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
 
 def stop_at(loaded: LoadedModel, end_of_turn: str) -> None:
     """Add the token to those that end generation, where it is one token and not among them."""
-    config = loaded.model.generation_config
+    known = own_end_ids(loaded)
+    if loaded.model.generation_config and (added := end_ids(loaded, end_of_turn).difference(known)):
+        loaded.model.generation_config.eos_token_id = [*known, *sorted(added)]
+
+
+def end_ids(loaded: LoadedModel, end_of_turn: str) -> set[int]:
+    """The tokens that end an answer: those that the model names, and the one that closed the answers it was trained on."""
     ids = loaded.tokenizer(end_of_turn, add_special_tokens=False)["input_ids"] if end_of_turn else []
-    if config is None or len(ids) != 1:
-        return
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if ids[0] not in known:
-        config.eos_token_id = [*(token for token in known if token is not None), ids[0]]
+    return {*own_end_ids(loaded), *(ids if len(ids) == 1 else [])}
+
+
+def own_end_ids(loaded: LoadedModel) -> list[int]:
+    """The tokens by which the model itself says that generation ends."""
+    config = loaded.model.generation_config
+    ids = None if config is None else config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]

@@ -48,3 +48,6 @@ class ReferenceSettings(Settings):
     reference_cache: bool = Setting(
         True, help="Compute the reference once, before training, and keep it on disk for later runs; off holds a reference model in memory."
     )
+    kl_budget: float | None = Setting(
+        None, gt=0, help="KL from the reference, in nats per completion, beyond which the watch speaks; its page says what the default is."
+    )

@@ -35,6 +35,7 @@ from prefopt.pipeline.sentiment import Figures, Labelled, Sample, Writer, compar
 from prefopt.training.loop import peak_memory_gb
 from prefopt.training.narrator import Terminal, Ticker
 from prefopt.training.run import train_with
+from prefopt.training.watch import Finding
 
 MARKER = ".prefopt-quickstart"
 """A file by which the quickstart knows a folder as its own, which it may then delete."""
@@ -102,6 +103,10 @@ class Show:
 
     def say(self, line: str) -> None:
         """A run's own words: left out, they are for runs on data that one does not know."""
+
+    def finding(self, finding: Finding) -> None:
+        """What the watch says of a run."""
+        self.detail(f"{finding.what} {finding.do}")
 
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A run's progress."""

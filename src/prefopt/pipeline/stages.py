@@ -101,7 +101,7 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     narrator = Terminal()
     for place, stage in enumerate(stages, 1):
         settings = stage.settings
-        if settings.resume and RunFolder(settings.out).summary.is_file():
+        if settings.resume and RunFolder(settings.out).files.summary.is_file():
             narrator.say(f"stage {place} of {len(stages)}, {stage.name}: done before, in {settings.out}")
             continue
         if settings.resume and not RunFolder(settings.out).has_checkpoint:

@@ -1,7 +1,9 @@
 """The files of a run: their names, for whoever writes or reads them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +85,35 @@ class RunFiles:
     def dropped_held_out(self) -> Path:
         """The same of the held-out examples."""
         return self.path / "dropped-eval.jsonl"
+
+    @property
+    def single(self) -> tuple[Path, ...]:
+        """All that are files and not folders: what a new run in the same place replaces, beside `model` and `checkpoints`."""
+        notes = (self.manifest, self.status, self.metrics, self.held_out, self.samples, self.watch, self.bad_batch, self.summary, self.report)
+        return (self.config, *notes, self.dropped, self.dropped_held_out)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a file of a run holds; None where there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects that a file holds, one per line; a line that a kill cut short is passed over."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return rows
+    for line in filter(None, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

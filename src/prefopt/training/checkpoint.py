@@ -4,7 +4,7 @@ A checkpoint is a folder that appears by one rename, after everything in it has 
 
     policy.safetensors      the trained parameters
     optimizer.safetensors   AdamW's moments and step counts, and the random state
-    state.json              step, the method's state, settings, data fingerprint, and a checksum of each file
+    state.json              step, the method's state, the best evaluation, settings, data fingerprint, the machine, checksums
 
 Only tensors and JSON: nothing is unpickled. Data order and learning rate follow from seed and step and are not saved.
 """
@@ -50,19 +50,28 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, parameters: Mapping[str, nn.Parameter], optimizer: AdamW, progress: Progress, facts: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: AdamW,
+        progress: Progress,
+        facts: Mapping[str, Any],
+        *,
+        best_step: int | None = None,
+    ) -> Path:
         """Write a checkpoint, then remove those that are too old.
 
         Args:
             parameters: the trained parameters by name.
             optimizer: its state is saved by the same names.
             progress: where the run stands.
-            facts: JSON values that `load` hands back: settings, data fingerprint.
+            facts: JSON values that `newest_state` hands back: settings, data fingerprint.
+            best_step: the checkpoint of that step stays, however old.
 
         Raises:
             RunError: the disk is full or cannot be written; earlier checkpoints are as they were.
         """
-        final = self.folder / f"step-{progress.step:06d}"
+        final = self.at(progress.step)
         draft = self.folder / f".{final.name}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +82,7 @@ class Checkpoints:
             save_file(_optimizer_tensors(parameters, optimizer), draft / "optimizer.safetensors")
             checksums = {path.name: _checksum(path) for path in sorted(draft.glob("*.safetensors"))}
             state = {"step": progress.step, "method_state": progress.method_state, "checksums": checksums, **facts}
+            state["checksum"] = _checksum_of(state)
             (draft / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
             for path in draft.iterdir():
                 _flush(path)
@@ -88,8 +98,13 @@ class Checkpoints:
         place = finished.index(final)
         # Later ones were passed over as damaged when the run was resumed.
         for old in [*finished[: max(0, place + 1 - self.keep)], *finished[place + 1 :]]:
-            shutil.rmtree(old, ignore_errors=True)
+            if best_step is None or old != self.at(best_step):
+                shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:06d}"
 
     def all(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -103,11 +118,7 @@ class Checkpoints:
             RunError: there is none.
         """
         for path in reversed(self.all()):
-            try:
-                state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-                damaged = [name for name, checksum in state["checksums"].items() if not _is_whole(path / name, checksum)]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                damaged = ["state.json"]
+            state, damaged = verified(path)
             if not damaged:
                 return path, state
             warnings.warn(
@@ -116,6 +127,17 @@ class Checkpoints:
         raise RunError(
             f"there is no checkpoint to resume from in {self.folder}. Start the run anew: with --overwrite in place of --resume."
         )
+
+
+def verified(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A checkpoint's `state.json`, and the names of its files that are not as they were written."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state.pop("checksum") != _checksum_of(state):
+            return {}, ["state.json"]
+        return state, [name for name, checksum in state["checksums"].items() if not _is_whole(path / name, checksum)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, ["state.json"]
 
 
 def restore(path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW) -> Progress:
@@ -161,6 +183,11 @@ def _checksum(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _checksum_of(state: Mapping[str, Any]) -> str:
+    """Of a `state.json` without its own checksum. Through JSON and back, which turns tuples into lists and keys into text."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode())
 
 
 def _flush(path: Path) -> None:

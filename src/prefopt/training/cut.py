@@ -18,10 +18,20 @@ from prefopt.trees import PromptTree
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The trees of one forward pass, in the order of the step; of weight zero where `counts` is false."""
+    """The trees of one forward pass.
+
+    Attributes:
+        trees: in the order of the step; of weight zero where `places` is empty.
+        places: where in the step's examples each of them stands; empty where the micro-batch only fills up a process's number.
+    """
 
     trees: tuple[PromptTree, ...]
-    counts: bool = True
+    places: tuple[int, ...]
+
+    @property
+    def counts(self) -> bool:
+        """Whether it adds anything to the step."""
+        return bool(self.places)
 
 
 def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_processes: int = 1) -> list[list[MicroBatch]]:
@@ -43,9 +53,10 @@ def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_p
     for place, group in enumerate(groups):
         turn, process = divmod(place, num_processes)
         process = process if turn % 2 == 0 else num_processes - 1 - process  # there and back, so that no process gets the largest each time
-        plan[process].append(MicroBatch(tuple(trees[index] for index in sorted(group))))
+        places = tuple(sorted(group))
+        plan[process].append(MicroBatch(tuple(trees[index] for index in places), places))
     most = max(len(part) for part in plan)
-    spare = MicroBatch((min(trees, key=lambda tree: cost(tree, sharing)).with_weight(0.0),), counts=False)
+    spare = MicroBatch((min(trees, key=lambda tree: cost(tree, sharing)).with_weight(0.0),), places=())
     return [part + [spare] * (most - len(part)) for part in plan]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from prefopt.data.dataset import Dataset, load, split
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
@@ -25,6 +27,7 @@ class RunData:
         facts: about them, for the summary.
         dropped: the files of dropped rows that were written.
         chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
+        tokenizer: that cut them.
     """
 
     train: Sequence[PromptTree]
@@ -33,6 +36,7 @@ class RunData:
     dropped: tuple[Path, ...]
     chat_template: str | None
     end_of_turn: str
+    tokenizer: PreTrainedTokenizerBase
 
 
 def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
@@ -51,19 +55,19 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
         DataError: as `prefopt.data.dataset.load`; or every example has weight 0.
     """
     kind = method.needs.completions
-    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped if folder else None)
+    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped if folder else None)
     held_out: Sequence[PromptTree]
     trees, held_out = dataset.trees, ()
-    dropped = [folder.dropped] if folder and dataset.summary.num_dropped else []
+    dropped = [folder.files.dropped] if folder and dataset.summary.num_dropped else []
     facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
     for line in dataset.summary.lines():
         narrator.say(line)
     if settings.eval_data:
-        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.dropped_held_out if folder else None)
+        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped_held_out if folder else None)
         held_out = held.trees
         facts["eval_summary"] = held.summary.to_dict()
         if folder and held.summary.num_dropped:
-            dropped.append(folder.dropped_held_out)
+            dropped.append(folder.files.dropped_held_out)
         for line in held.summary.lines():
             narrator.say(f"held out: {line}")
     elif settings.eval_fraction:
@@ -74,7 +78,7 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
     facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
     arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
-    return RunData(arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn)
+    return RunData(arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn, loaded.tokenizer)
 
 
 def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:

@@ -1,6 +1,7 @@
-"""The files of a run: where they are, and how they are written so that a full disk or a kill loses nothing."""
+"""The folder of a run: whether it can take one, and how its files are written so that a full disk or a kill loses nothing."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,53 +11,24 @@ from typing import Any
 import yaml
 
 from prefopt.errors import ConfigError, RunError
+from prefopt.report.files import RunFiles, read_lines
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where the files of a run are."""
+    """The folder of a run."""
 
     path: Path
 
     @property
-    def config(self) -> Path:
-        """All settings, defaults included, as a YAML file that runs it again."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per optimizer step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The final figures."""
-        return self.path / "summary.json"
-
-    @property
-    def model(self) -> Path:
-        """The trained model."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What `--resume` reads."""
-        return self.path / "checkpoints"
+    def files(self) -> RunFiles:
+        """The names of its files."""
+        return RunFiles(self.path)
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint was finished."""
-        return any(self.checkpoints.glob("step-*/state.json"))
-
-    @property
-    def dropped(self) -> Path:
-        """Rows that were left out, each with its reason; there where there are any."""
-        return self.path / "dropped.jsonl"
-
-    @property
-    def dropped_held_out(self) -> Path:
-        """The same of the held-out examples."""
-        return self.path / "dropped-eval.jsonl"
+        return any(self.files.checkpoints.glob("step-*/state.json"))
 
     def prepare(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> None:
         """Make it, where `check` finds that it can take a run; what it holds stays until `clear`.
@@ -89,7 +61,7 @@ class RunFolder:
                 raise RunError(f"{self.path} is a file. Give a folder as out.")
             if resume:
                 self._check_resume()
-            elif self.path.is_dir() and any(path not in (self.dropped, self.dropped_held_out) for path in self.path.iterdir()):
+            elif self.path.is_dir() and any(path not in (self.files.dropped, self.files.dropped_held_out) for path in self.path.iterdir()):
                 self._check_overwrite(overwrite, models)
         except OSError as error:
             raise self._cannot_make(error) from None
@@ -100,7 +72,7 @@ class RunFolder:
     def _check_resume(self) -> None:
         if self.has_checkpoint:
             return
-        anew = "with --overwrite in place of --resume" if self.config.is_file() else "without --resume"
+        anew = "with --overwrite in place of --resume" if self.files.config.is_file() else "without --resume"
         raise RunError(f"there is nothing to resume in {self.path}: no checkpoint was saved. Start the run anew, {anew}.")
 
     def _check_overwrite(self, overwrite: bool, models: Iterable[str | None]) -> None:
@@ -108,7 +80,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it."
             )
-        if not self.config.is_file():
+        if not self.files.config.is_file():
             raise RunError(
                 f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder."
             )
@@ -125,10 +97,10 @@ class RunFolder:
             RunError: it cannot be deleted.
         """
         try:
-            for path in (self.model, self.checkpoints):
+            for path in (self.files.model, self.files.checkpoints):
                 if path.exists():
                     shutil.rmtree(path)
-            for path in {self.config, self.metrics, self.summary, self.dropped, self.dropped_held_out}.difference(keep):
+            for path in set(self.files.single).difference(keep):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot delete the run in {self.path}: {error}. Delete it by hand, or give another folder as out.") from None
@@ -139,57 +111,67 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        _write_whole(self.config, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+        _write_whole(self.files.config, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """The final figures.
+    def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
+        """One of its files that hold one object.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        _write_whole(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
+
+    def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """One of its files that hold an object per line, as a whole.
+
+        Raises:
+            RunError: it cannot be written; what it held is as it was.
+        """
+        _write_whole(path, "".join(_line(row) for row in rows))
+
+    def add_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """More lines at the end of such a file.
 
         Raises:
             RunError: they cannot be written.
         """
-        _write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
-
-    def read_summary(self) -> dict[str, Any] | None:
-        """The figures of a finished run; None where there are none."""
         try:
-            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return summary
-
-    def add_row(self, row: Mapping[str, float]) -> None:
-        """A step's metrics.
-
-        Raises:
-            RunError: they cannot be written.
-        """
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write("".join(_line(row) for row in rows))
         except OSError as error:
-            raise _cannot_write(self.metrics, error) from None
+            raise _cannot_write(path, error) from None
 
-    def keep_rows(self, steps: int) -> None:
-        """Leave the rows of the first steps: those after the checkpoint are about to be made again.
+    def keep_steps(self, step: int) -> None:
+        """Leave what was noted up to a step: what came after the checkpoint is about to be made again.
 
         Raises:
-            RunError: they cannot be written; all rows are as they were.
+            RunError: a file cannot be written; it holds all that it held.
         """
-        if self.metrics.is_file():
-            rows = self.metrics.read_text(encoding="utf-8").split("\n")
-            _write_whole(self.metrics, "".join(f"{row}\n" for row in rows[:steps] if row))
+        for path in (self.files.metrics, self.files.samples, self.files.watch):
+            if path.is_file():
+                self.write_lines(path, [row for row in read_lines(path) if row.get("step", 0) <= step])
 
-    def last_row(self) -> dict[str, float]:
-        """The newest metrics; empty where there are none."""
-        rows = self.metrics.read_text(encoding="utf-8").strip().split("\n") if self.metrics.is_file() else [""]
-        return json.loads(rows[-1]) if rows[-1] else {}
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite, which JSON does not know, become null; paths become text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(plain(row), ensure_ascii=False) + "\n"
 
 
 def _write_whole(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     draft = path.with_name(f".{path.name}.new")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
         draft.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from None

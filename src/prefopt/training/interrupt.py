@@ -19,6 +19,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
 
+    def ask(self) -> None:
+        """Stop after this step."""
+        self.asked = True
+
     def agreed(self, processes: Processes) -> bool:
         """Whether any process was asked; all get the same answer."""
         if processes.count == 1:
@@ -27,33 +31,34 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(narrator: Narrator, *, grace_s: float = 0.0) -> Iterator[StopRequest]:
+def stop_on_signals(narrator: Narrator, request: StopRequest, *, grace_s: float = 0.0) -> Iterator[None]:
     """Turns the first SIGINT or SIGTERM into a request; the handlers before are put back at the end.
 
     Args:
         narrator: says that it was heard.
+        request: takes it.
         grace_s: a second signal counts after this time only. A launcher of processes hands Ctrl-C on to those who had it
             from the terminal already.
     """
-    request = StopRequest()
-    first = 0.0
+    first: float | None = None
 
     def ask(number: int, _frame: FrameType | None) -> None:
         nonlocal first
-        if request.asked and time.monotonic() - first < grace_s:
+        if first is not None and time.monotonic() - first < grace_s:
             return
-        if request.asked:
+        if first is not None:
             raise KeyboardInterrupt
-        request.asked, first = True, time.monotonic()
+        first = time.monotonic()
+        request.ask()
         with suppress(RuntimeError):  # the signal came while the same file was being written to
             narrator.say(f"{signal.Signals(number).name}: the step is finished and saved, then the run stops (again: stop at once)")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield request
+        yield
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

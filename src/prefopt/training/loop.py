@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -29,8 +29,34 @@ from prefopt.training.narrator import Ticker
 from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes
-from prefopt.training.step import StepResult, Sums, unit_totals, weighted_loss
+from prefopt.training.step import PerExample, StepResult, Sums, unit_totals, weighted_loss
 from prefopt.trees import PromptTree
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a look at examples gave.
+
+    Attributes:
+        figures: `loss` and the metrics' means.
+        examples: the same of each example, in their order; `loss` is summed over the example's share of the unit.
+    """
+
+    figures: dict[str, float]
+    examples: dict[str, list[float]]
+
+
+class NotFinite(RunError):
+    """A step whose loss or gradient is not finite.
+
+    Attributes:
+        trees: its examples.
+        examples: metric -> the value of each, computed again with the weights as they were; `loss` is among them.
+    """
+
+    def __init__(self, message: str, trees: Sequence[PromptTree], examples: Mapping[str, Sequence[float]]) -> None:
+        super().__init__(message)
+        self.trees, self.examples = trees, examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +92,7 @@ class Trainer:
             the loss and the metrics before the step, and the gradient's norm before clipping.
 
         Raises:
-            RunError: loss or gradient is not finite; the weights are as they were.
+            NotFinite: loss or gradient is not finite; the weights are as they were.
         """
         totals = unit_totals(self.method, trees)
         mine = self._my_part(trees)
@@ -85,25 +111,29 @@ class Trainer:
         norm = clip_gradients(self.policy, self.max_grad_norm)
         *numbers, grad_norm = torch.cat([self.processes.add_up(sums.stacked()), norm.double()[None]]).tolist()  # the step's one host read
         result = StepResult.of(sums.named(numbers))
-        _stop_unless_finite(result.loss, grad_norm, step, trees)
+        if not (math.isfinite(result.loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise not_finite(result.loss, grad_norm, step, trees, self.evaluate(trees, state).examples)
         set_learning_rate(self.optimizer, self.schedule.at(step))
         self.optimizer.step()
         return result, grad_norm
 
-    def evaluate(self, trees: Sequence[PromptTree], state: State) -> dict[str, float]:
-        """Loss and metrics on held-out examples, as one batch, without gradients."""
+    def evaluate(self, trees: Sequence[PromptTree], state: State) -> Evaluation:
+        """Loss and metrics on examples, as one batch, without gradients."""
         totals = unit_totals(self.method, trees)
         mine = self._my_part(trees)
         statistics = self._statistics(mine)
-        sums = Sums()
+        sums, examples = Sums(), PerExample(len(trees))
         with torch.no_grad():
             for micro_batch in mine:
                 batch = self._pack(micro_batch)
                 logps, reference = self._forward(self.policy, batch)
                 output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
                 sums.add(output, batch, weighted_loss(output, batch, totals))
+                own_loss_B = torch.stack([term.weight * term.values_B for term in output.terms]).sum(0)
+                examples.add(micro_batch.places, {"loss": own_loss_B, **output.metrics})
         result = StepResult.of(sums.named(self.processes.add_up(sums.stacked()).tolist()))
-        return {"loss": result.loss, **result.metrics}
+        return Evaluation({"loss": result.loss, **result.metrics}, examples.named(self.processes.add_up(examples.stacked())))
 
     def _my_part(self, trees: Sequence[PromptTree]) -> list[MicroBatch]:
         plan = cut(trees, max_tokens=self.max_tokens, sharing=self.policy.path.sharing, num_processes=self.processes.count)
@@ -137,6 +167,21 @@ class Trainer:
         return nullcontext()
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The evaluation on the way with the lowest held-out loss.
+
+    Attributes:
+        step: after which it was.
+        loss: `eval/loss` there.
+        since: evaluations since, none of them lower.
+    """
+
+    step: int
+    loss: float
+    since: int = 0
+
+
 @dataclass(slots=True)
 class Course:
     """Where a run stands, and when it does what beside stepping.
@@ -146,11 +191,14 @@ class Course:
         step: optimizer steps done.
         state: what the method carries.
         evaluate_every, save_every: in steps; None: never on the way.
-        evaluate: gives held-out figures, keyed `eval/...`; None: nothing is held out.
-        save: writes a checkpoint.
+        save_best: write a checkpoint at every evaluation on the way that is the best so far.
+        patience: evaluations in a row without a new best after which the run ends; None: it never does.
+        evaluate: gives figures after a step, held-out ones keyed `eval/...`; None: there is nothing to look at.
+        save: writes a checkpoint of the course as it stands.
         record: takes each step's row of metrics.
-        stopping: asked after each step; true ends the run early, after saving.
-        stopped: whether that happened.
+        stopping: asked after each step; true stops the run, after saving.
+        best: so far; None before the first evaluation on the way.
+        stopped: whether the run was asked to stop, and did.
     """
 
     order: DataOrder
@@ -158,12 +206,30 @@ class Course:
     state: State
     evaluate_every: int | None
     save_every: int | None
-    evaluate: Callable[[State], Mapping[str, float]] | None
-    save: Callable[[int, State], None]
+    save_best: bool
+    patience: int | None
+    evaluate: Callable[[int, State], Mapping[str, float]] | None
+    save: Callable[["Course"], None]
     record: Callable[[Mapping[str, float]], None]
     stopping: Callable[[], bool]
+    best: Best | None = None
     stopped: bool = False
-    last_row: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left: all are done, or the held-out loss has not fallen for as long as patience lasts."""
+        out_of_patience = self.patience is not None and self.best is not None and self.best.since >= self.patience
+        return out_of_patience or self.step >= self.order.num_steps
+
+    def compare(self, row: Mapping[str, float]) -> bool:
+        """Take note of an evaluation; whether it is the best so far. Where none is on the way there is nothing to choose from."""
+        if self.evaluate_every is None or "eval/loss" not in row:
+            return False
+        if self.best is None or row["eval/loss"] < self.best.loss:
+            self.best = Best(self.step, row["eval/loss"])
+            return True
+        self.best = Best(self.best.step, self.best.loss, self.best.since + 1)
+        return False
 
 
 def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, ticker: Ticker) -> None:
@@ -172,8 +238,7 @@ def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, tic
     Raises:
         RunError: from a step, or from saving.
     """
-    num_steps = course.order.num_steps
-    while course.step < num_steps:
+    while not course.ended:
         started = time.perf_counter()
         batch = [trees[index] for index in course.order.examples(course.step)]
         result, grad_norm = trainer.step(batch, course.step, course.state)
@@ -192,18 +257,22 @@ def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, tic
             "memory_gb": peak_memory_gb(trainer.processes.device),
         }
         course.step += 1
-        is_last = course.step == num_steps
-        if course.evaluate is not None and (is_last or (course.evaluate_every and course.step % course.evaluate_every == 0)):
-            row |= course.evaluate(course.state)
-        course.last_row = row
+        is_best = False
+        if course.evaluate is not None and (course.ended or _is_due(course.evaluate_every, course.step)):
+            row |= course.evaluate(course.step, course.state)
+            is_best = course.compare(row)
         course.record(row)
         ticker.step(course.step, row)
         stopping = course.stopping()
-        if is_last or stopping or (course.save_every and course.step % course.save_every == 0):
-            course.save(course.step, course.state)
-        if stopping and not is_last:
+        if course.ended or stopping or _is_due(course.save_every, course.step) or (is_best and course.save_best):
+            course.save(course)
+        if stopping and not course.ended:
             course.stopped = True
             return
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -214,14 +283,18 @@ def peak_memory_gb(device: torch.device) -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _stop_unless_finite(loss: float, grad_norm: float, step: int, trees: Sequence[PromptTree]) -> None:
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
+def not_finite(loss: float, grad_norm: float, step: int, trees: Sequence[PromptTree], examples: Mapping[str, Sequence[float]]) -> NotFinite:
+    """The error that stops the run, naming the examples whose own loss is not finite, or all where each is."""
+    broken = [tree for tree, value in zip(trees, examples["loss"], strict=True) if not math.isfinite(value)]
     what = f"the loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"the gradient of step {step + 1} is {grad_norm}"
-    rows = ", ".join(tree.row_id for tree in trees[:8]) + (f" and {len(trees) - 8} more" if len(trees) > 8 else "")
-    raise RunError(
-        f"{what}; the weights were not changed. The step's examples: {rows}. A learning rate that is far too high is the usual cause; "
-        "so are float16 weights that overflow, and rows of extreme length."
+    named = broken or trees
+    rows = ", ".join(tree.row_id for tree in named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    whose = "Examples whose own loss is not finite" if broken else "Each example's own loss is finite; the step's examples"
+    return NotFinite(
+        f"{what}; the weights were not changed. {whose}: {rows}. A learning rate that is far too high is the usual cause; "
+        "so are float16 weights that overflow, and rows of extreme length.",
+        trees,
+        examples,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from prefopt.training.watch import Finding
+
 SHOWN = {"loss": "loss", "rewards/margin": "margin", "rewards/accuracy": "accuracy", "tokens_per_second": "tok/s", "memory_gb": "GB"}
 """Metrics of the progress line, and what they are called there."""
 
@@ -26,6 +28,9 @@ class Narrator(Protocol):
     def say(self, line: str) -> None:
         """A sentence for people."""
 
+    def finding(self, finding: Finding) -> None:
+        """What the watch has found."""
+
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A stretch of work of `total` steps, `done` of them before."""
 
@@ -34,6 +39,9 @@ class Quiet:
     """Says nothing; for callers that speak themselves."""
 
     def say(self, line: str) -> None:
+        """Nothing."""
+
+    def finding(self, finding: Finding) -> None:
         """Nothing."""
 
     @contextmanager
@@ -56,6 +64,10 @@ class Terminal:
     def say(self, line: str) -> None:
         """A sentence on a line of its own."""
         self.console.print(line, markup=False)
+
+    def finding(self, finding: Finding) -> None:
+        """What is going on, and what to change."""
+        self.say(f"{finding.severity} at step {finding.step}: {finding.what} {finding.do}")
 
     @contextmanager
     def progress(self, what: str, total: int, done: int = 0) -> Iterator[Ticker]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from prefopt.config import REQUIRED, Setting
 from prefopt.data.settings import DataSettings
 from prefopt.models.settings import ModelSettings
@@ -30,9 +32,33 @@ class RunSettings(DataSettings, ModelSettings):
     eval_every_steps: int | None = Setting(
         None, ge=1, help="Steps between evaluations on the held-out split; the default is at the start and at the end."
     )
+    early_stop: int | None = Setting(
+        None,
+        ge=1,
+        help="Stop after this many evaluations in a row without a lower held-out loss, and take the model of the best one; needs eval_every_steps.",
+    )
+    samples: int = Setting(4, ge=0, help="Held-out prompts that the model answers at each evaluation, for the report and the watch; 0: none.")
+    sample_tokens: int = Setting(128, ge=1, help="Tokens after which such an answer is cut.")
     save_every_steps: int | None = Setting(None, ge=1, help="Steps between checkpoints; the default is at the end.")
     keep_checkpoints: int = Setting(2, ge=1, help="How many of the newest checkpoints stay on disk.")
+    keep_best: bool = Setting(
+        True, help="With eval_every_steps, also save whenever the held-out loss is lower than ever before, and keep that checkpoint."
+    )
+    report: bool = Setting(True, help="Write report.html, one page about the run, at the end; `prefopt report` makes it at any time.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Setting([], help="Also send metrics to these.")
     seed: int = Setting(0, ge=0, help="Seed of the data order and of everything drawn at random.")
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where to train; `auto` takes a GPU where there is one.")
+    memory_check: bool = Setting(True, help="Estimate the memory first, and refuse to start what will not fit.")
     resume: bool = Setting(False, help="Go on from the newest checkpoint in `out`.")
     overwrite: bool = Setting(False, help="Delete the run that `out` holds and start anew.")
+
+    @model_validator(mode="after")
+    def _early_stop_needs_evaluations(self) -> "RunSettings":
+        if self.early_stop is not None:
+            if self.eval_every_steps is None:
+                raise ValueError("early_stop looks at the held-out loss on the way: give eval_every_steps too")
+            if not (self.eval_data or self.eval_fraction):
+                raise ValueError("early_stop looks at the held-out loss: give eval_data or eval_fraction too")
+            if not self.keep_best:
+                raise ValueError("early_stop takes the model of the best checkpoint: leave keep_best on")
+        return self

@@ -65,6 +65,35 @@ class Sums:
         self.by_name[name] = self.by_name[name] + value if name in self.by_name else value
 
 
+@dataclass(slots=True)
+class PerExample:
+    """The metrics of each example, on the device until they are read.
+
+    Attributes:
+        num_examples: N, of all processes together.
+        by_name: metric -> one value per example, float64 [N]; 0 for those that another process has.
+    """
+
+    num_examples: int
+    by_name: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, places: Sequence[int], metrics: Mapping[str, Tensor]) -> None:
+        """The values of a micro-batch, whose examples stand at those places; one without places adds none."""
+        for name, values_B in metrics.items():
+            if name not in self.by_name:
+                self.by_name[name] = values_B.new_zeros(self.num_examples, dtype=torch.float64)
+            if places:
+                self.by_name[name][torch.tensor(places, device=values_B.device)] = values_B.double()
+
+    def stacked(self) -> Tensor:
+        """All values as one float64 tensor [metrics, N], to be added over processes."""
+        return torch.stack(list(self.by_name.values()))
+
+    def named(self, stacked: Tensor) -> dict[str, list[float]]:
+        """A tensor as `stacked` gave it, by name."""
+        return dict(zip(self.by_name, stacked.tolist(), strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """A step's numbers: the loss and metric means of the optimizer batch, and the method's sums."""

@@ -42,11 +42,11 @@ def opening_lines(
 def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:
     """The plain summary at the end."""
     lines = []
-    if summary["after"]:
-        lines.append("held out, after:  " + figures_line(summary["after"]))
+    if figures := figures_line({name: value for name, value in summary["after"].items() if name.startswith("eval/")}):
+        lines.append(f"held out, after:  {figures}")
     speed = f", {summary['examples_per_second']:.2f} examples/s" if summary["examples_per_second"] else ""
     lines.append(f"{summary['steps']} steps in {clock(summary['training_seconds'])}{speed}, peak memory {summary['peak_memory_gb']:.2f} GB")
-    return [*lines, f"model: {folder.model}", f"metrics: {folder.metrics}"]
+    return [*lines, f"model: {folder.files.model}", f"metrics: {folder.files.metrics}"]
 
 
 def figures_line(values: Mapping[str, float]) -> str:

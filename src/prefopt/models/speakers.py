@@ -1,0 +1,200 @@
+"""The models that answer: a policy, and the model that it is compared with.
+
+Where the two are the same weights with other adapters, or with none, the weights are in memory once and the adapter is
+switched for every turn to speak.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.engine.batch import pack
+from prefopt.errors import ModelError
+from prefopt.models.load import LoadedModel, choose_precision, load_model, locate
+from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.save import own_end_ids
+from prefopt.models.settings import ModelSettings
+from prefopt.trees import PromptTree
+
+SECOND_ADAPTER = "prefopt_reference"
+"""Name of the reference's adapter where it sits on the same weights as the policy's."""
+
+SCORED_TOKENS = 4096
+"""Positions in one forward pass that scores answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the weights of one speaker are.
+
+    Attributes:
+        name: as the user gave it, for messages.
+        source: folder or hub name of the whole model.
+        adapter: folder or hub name of the adapter on it; None: the model alone.
+    """
+
+    name: str
+    source: str
+    adapter: str | None
+
+    @classmethod
+    def of(cls, model: str, adapter: str | None = None) -> "Weights":
+        """Of a model, or of an adapter that names its base.
+
+        Raises:
+            ModelError: as `prefopt.models.load.locate`.
+        """
+        source, own = locate(model)
+        return cls(adapter or model, source, adapter or own)
+
+    def shares_weights(self, other: "Weights") -> bool:
+        """Whether both are the same model, whatever adapters are on it."""
+        return self.source == other.source or (
+            Path(self.source).is_dir() and Path(other.source).is_dir() and Path(self.source).resolve() == Path(other.source).resolve()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model that answers.
+
+    Attributes:
+        role: `policy` or `reference`.
+        weights: where it comes from.
+        model: the causal LM; two speakers may hold the same one.
+        tokenizer: its own.
+        adapter: the peft wrapper of the model; None: it has no adapter.
+        active: the adapter that is on while it speaks; None: none is.
+        autocast: dtype of matrix products; None: float32.
+    """
+
+    role: str
+    weights: Weights
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: PeftModel | None
+    active: str | None
+    autocast: torch.dtype | None
+
+    @contextmanager
+    def speaking(self) -> Iterator[PreTrainedModel]:
+        """The model as this speaker, ready to generate: its adapter on, or off."""
+        with torch.no_grad(), torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            if self.adapter is None:
+                yield self.model
+            elif self.active is None:
+                with self.adapter.disable_adapter():
+                    yield self.model
+            else:
+                if self.adapter.active_adapter != self.active:
+                    self.adapter.set_adapter(self.active)
+                yield self.model
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest text that it can read, where its config says so."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest if isinstance(longest, int) and longest > 0 else None
+
+    @property
+    def end_ids(self) -> set[int]:
+        """The tokens by which the model itself says that generation ends."""
+        end = self.tokenizer.eos_token_id
+        return {*own_end_ids(LoadedModel(self.model, self.tokenizer, None, False)), *([end] if isinstance(end, int) else [])}
+
+    def logps(self, trees: list[PromptTree]) -> Tensor:
+        """Log-probability of each completion in the order of the trees, summed over its tokens: float32 [C], in nats, on the CPU."""
+        # Every completion with its own prompt is right for every model without proof.
+        policy = Policy(self.model, EnginePath("plain", None))
+        sums: list[Tensor] = []
+        with self.speaking():
+            for batch in batches(trees, max_tokens=SCORED_TOKENS):
+                sums.append(policy(pack(batch, sharing="plain", device=self.model.device)).sum().cpu())
+        return torch.cat(sums)
+
+
+def batches(trees: list[PromptTree], *, max_tokens: int) -> Iterator[list[PromptTree]]:
+    """Consecutive trees that take no more positions together, padding included, than allowed; a longer one stands alone."""
+    batch: list[PromptTree] = []
+    for tree in trees:
+        grown = [*batch, tree]
+        if batch and max(entry.longest for entry in grown) * sum(len(entry.completions) for entry in grown) > max_tokens:
+            yield batch
+            grown = [tree]
+        batch = grown
+    if batch:
+        yield batch
+
+
+def load_speakers(
+    policy: Weights, reference: Weights | None, *, precision: str, device: torch.device, trust_remote_code: bool = False
+) -> tuple[Speaker, ...]:
+    """The policy, and behind it the reference where there is one.
+
+    Args:
+        policy, reference: where they are.
+        precision: `auto`, `bf16` or `float32`, as in training.
+        device: where to.
+        trust_remote_code: run code that comes with the models.
+
+    Raises:
+        ModelError: one cannot be found, read or put together.
+    """
+
+    def load(weights: Weights, role: str) -> Speaker:
+        # An adapter by its own name, where it names this base: its own tokenizer has the tokens that were added for it.
+        alone = weights.adapter is not None and _names_base(weights)
+        settings = ModelSettings(
+            model=str(weights.adapter) if alone else weights.source,
+            adapter=None if alone else weights.adapter,
+            trust_remote_code=trust_remote_code,
+        )
+        chosen = choose_precision(precision, device, adapter=weights.adapter is not None)
+        loaded = load_model(settings, precision=chosen, device=device, seed=0)
+        loaded.model.eval().requires_grad_(False)
+        active = None if loaded.adapter is None else str(loaded.adapter.active_adapter)
+        return Speaker(role, weights, loaded.model, loaded.tokenizer, loaded.adapter, active, chosen.autocast)
+
+    if reference is None:
+        return (load(policy, "policy"),)
+    if not policy.shares_weights(reference) or not (policy.adapter or reference.adapter):
+        return load(policy, "policy"), load(reference, "reference")
+    if policy.adapter is None:
+        other = load(reference, "reference")
+        return _same_weights(other, policy, "policy", None), other
+    one = load(policy, "policy")
+    return one, _same_weights(one, reference, "reference", _second_adapter(one, reference))
+
+
+def _names_base(weights: Weights) -> bool:
+    try:
+        return locate(str(weights.adapter)) == (weights.source, weights.adapter)
+    except ModelError:
+        return False
+
+
+def _same_weights(other: Speaker, weights: Weights, role: str, active: str | None) -> Speaker:
+    return Speaker(role, weights, other.model, other.tokenizer, other.adapter, active, other.autocast)
+
+
+def _second_adapter(one: Speaker, other: Weights) -> str | None:
+    """Puts another adapter on a speaker's weights, beside its own; the name under which it can be switched on."""
+    if other.adapter is None:
+        return None
+    assert one.adapter is not None, "the policy has an adapter"
+    try:
+        with warnings.catch_warnings():
+            # A warning is all that peft has for weights that the adapter lacks, and they would be random.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            one.adapter.load_adapter(other.adapter, SECOND_ADAPTER, is_trainable=False, torch_device=str(one.model.device))
+    except Exception as error:  # peft lets errors of many kinds through; all mean that the adapter cannot be read
+        raise ModelError(f"cannot put the adapter {other.adapter} beside {one.weights.adapter}: {' '.join(str(error).split())}") from None
+    one.model.eval().requires_grad_(False)
+    return SECOND_ADAPTER

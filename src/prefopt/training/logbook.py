@@ -1,0 +1,134 @@
+"""What is noted while a run goes: written to its folder, shown, handed to the watch and to callbacks.
+
+The main process keeps the book; the others only remember the rows.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefopt.errors import PrefoptError
+from prefopt.report.files import read_json, read_lines
+from prefopt.training.callbacks import Callback, RunStart
+from prefopt.training.folder import RunFolder
+from prefopt.training.narrator import Narrator
+from prefopt.training.watch import Finding, Watch, WatchedRun
+
+
+class Logbook:
+    """The book of a run.
+
+    Args:
+        folder: of the run.
+        narrator: where words go.
+        callbacks: told of everything.
+        is_main: whether this process keeps it.
+
+    Attributes:
+        rows: all metrics so far, one row per step.
+    """
+
+    def __init__(self, folder: RunFolder, narrator: Narrator, callbacks: Sequence[Callback], *, is_main: bool) -> None:
+        self.folder, self.narrator, self.is_main = folder, narrator, is_main
+        self.callbacks = callbacks if is_main else ()
+        self.rows: list[dict[str, float]] = []
+        self.num_steps = 0
+        self.watch: Watch | None = None
+        self.is_open = False
+
+    def begin(self, start: RunStart, manifest: Mapping[str, Any], *, num_steps: int) -> None:
+        """The folder belongs to this run from now on."""
+        self.num_steps = num_steps
+        self.rows = [_numbers(row) for row in read_lines(self.folder.files.metrics)] if start.step else []
+        if not self.is_main:
+            return
+        self.is_open = True
+        self.folder.write_json(self.folder.files.manifest, manifest)
+        self.status("running")
+        for callback in self.callbacks:
+            callback.on_start(start)
+
+    def follow(self, run: WatchedRun) -> None:
+        """Let the watch look at the run, before its first step or where it goes on; what it has said before it does not say again."""
+        if self.is_main:
+            self.watch = Watch(run, said={row.get("rule", "") for row in read_lines(self.folder.files.watch)})
+            self._look()
+
+    def row(self, row: Mapping[str, float]) -> None:
+        """A step's metrics."""
+        self.rows.append(dict(row))
+        if not self.is_main:
+            return
+        self.folder.add_lines(self.folder.files.metrics, [row])
+        for callback in self.callbacks:
+            callback.on_step(row)
+        self._look()
+
+    def samples(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Answers of the model."""
+        if not self.is_main:
+            return
+        self.folder.add_lines(self.folder.files.samples, answers)
+        for callback in self.callbacks:
+            callback.on_samples(answers)
+
+    def held_out(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The held-out examples with their newest figures."""
+        if self.is_main:
+            self.folder.write_lines(self.folder.files.held_out, rows)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """The run is done and its model saved."""
+        if not self.is_main:
+            return
+        self.folder.write_json(self.folder.files.summary, summary)
+        self.status("finished")
+        for callback in self.callbacks:
+            callback.on_end(summary)
+
+    def failed(self, error: BaseException, *, stopped: bool) -> None:
+        """The run ends in an error. A second one while that is noted must not hide it."""
+        if not self.is_open:
+            return
+        try:
+            self.status("stopped" if stopped else "failed", str(error) or type(error).__name__)
+        except PrefoptError as another:
+            self.narrator.say(f"note: {another}")
+        for callback in self.callbacks:
+            callback.on_failure(error)
+
+    def status(self, state: str, message: str = "") -> None:
+        """Where the run stands, in `status.json`."""
+        before = read_json(self.folder.files.status) or {}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        started = before.get("started", now) if self.rows else now
+        step = int(self.rows[-1].get("step", 0)) if self.rows else 0
+        values = {"state": state, "step": step, "num_steps": self.num_steps, "pid": os.getpid(), "started": started, "updated": now}
+        self.folder.write_json(self.folder.files.status, values | {"message": message})
+
+    def _look(self) -> None:
+        if self.watch is None:
+            return
+        for finding in self.watch.look(self.rows):
+            self.folder.add_lines(self.folder.files.watch, [finding_line(finding)])
+            self.narrator.finding(finding)
+            for callback in self.callbacks:
+                callback.on_finding(finding)
+
+
+def finding_line(finding: Finding) -> dict[str, Any]:
+    """A line of `watch.jsonl`."""
+    return {
+        "rule": finding.rule,
+        "step": finding.step,
+        "severity": finding.severity,
+        "what": finding.what,
+        "do": finding.do,
+        "values": dict(finding.values),
+    }
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row without the figures that were not finite, which the file holds as null."""
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}

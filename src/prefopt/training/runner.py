@@ -1,0 +1,270 @@
+"""A run that is about to step: start or resume, evaluate, save, end."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import RunStopped
+from prefopt.methods.method import State
+from prefopt.models.policy import trained_parameters
+from prefopt.models.reference import DataReference
+from prefopt.report.files import read_json, read_lines
+from prefopt.training.assemble import reference_settings
+from prefopt.training.callbacks import RunStart
+from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
+from prefopt.training.examples import RunData
+from prefopt.training.held_out import HeldOutLines
+from prefopt.training.interrupt import StopRequest, stop_on_signals
+from prefopt.training.logbook import Logbook
+from prefopt.training.loop import Best, Course, NotFinite, Trainer, peak_memory_gb, run_steps
+from prefopt.training.order import DataOrder
+from prefopt.training.references import check_start
+from prefopt.training.resume import config_values, fixed_settings, rounding_differences
+from prefopt.training.samples import Sampler, means
+from prefopt.training.settings import RunSettings
+from prefopt.training.watch import WatchedRun
+from prefopt.training.words import figures_line
+
+Checkpoint = tuple[Path, Mapping[str, Any]]
+"""A checkpoint's folder and its `state.json`."""
+
+
+class Runner:
+    """A run that is about to step.
+
+    Args:
+        book: where it is noted.
+        settings: as they were given.
+        trainer, data, order: what steps, on what.
+        sampler: answers a few prompts at each evaluation; None: none.
+        held_out: the lines of the held-out examples; None where nothing is held out.
+        manifest: what is run.
+        checkpoint: to go on from; None: from the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: Logbook,
+        settings: RunSettings,
+        trainer: Trainer,
+        data: RunData,
+        order: DataOrder,
+        sampler: Sampler | None,
+        manifest: dict[str, Any],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.book, self.settings, self.trainer, self.data, self.order = book, settings, trainer, data, order
+        self.sampler, self.manifest, self.checkpoint = sampler, manifest, checkpoint
+        self.folder, self.narrator, self.processes = book.folder, book.narrator, trainer.processes
+        self.checkpoints = Checkpoints(self.folder.files.checkpoints, keep=settings.keep_checkpoints)
+        self.parameters = dict(trained_parameters(trainer.policy))
+        self.held_out: HeldOutLines | None = None
+        self.opening: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.saved_step = 0
+        """What was found before the first step; seconds trained before the run was resumed; the newest checkpoint."""
+
+    def go(self) -> dict[str, Any]:
+        """Start or resume, step to the end, and sum up. The policy then holds the weights to save.
+
+        Raises:
+            RunError: it cannot be resumed or saved, or a step's numbers are not finite.
+            RunStopped: it was asked to stop, and has saved.
+        """
+        stop = StopRequest()
+        course = self._start(stop) if self.checkpoint is None else self._resume(self.checkpoint, stop)
+        if course.ended and (finished := read_json(self.folder.files.summary)):
+            self._take_best(course)
+            return finished
+        self.book.follow(self._watched())
+        with stop_on_signals(self.narrator, stop, grace_s=0.0 if self.processes.count == 1 else 2.0):
+            self.started = time.perf_counter() - self.seconds
+            with self.narrator.progress("training", self.order.num_steps, course.step) as ticker:
+                try:
+                    run_steps(self.trainer, self.data.train, course, ticker)
+                except NotFinite as error:
+                    self._note_broken(error, course)
+                    raise
+            seconds = time.perf_counter() - self.started
+        if course.stopped:
+            raise RunStopped(
+                f"stopped after step {course.step} of {self.order.num_steps}, as asked; the checkpoint is in {self.checkpoints.folder}. "
+                "Go on with the same command and --resume."
+            )
+        self._take_best(course)
+        return self.opening | self._sum_up(course, seconds)
+
+    def _start(self, stop: StopRequest) -> Course:
+        state = self.trainer.method.initial_state()
+        if self.trainer.reference is not None:
+            self.opening["start_difference"] = check_start(
+                self.trainer.policy,
+                self.trainer.reference,
+                [self.data.train[index] for index in self.order.examples(0)],
+                is_start=reference_settings(self.settings).reference is None,
+                max_tokens=self.trainer.max_tokens,
+                autocast=self.trainer.autocast,
+                processes=self.processes,
+                narrator=self.narrator,
+            )
+        with self.processes.main_first():
+            if self.processes.is_main:  # nothing stands in the way any more, and what `out` held may go
+                self.folder.clear(keep=self.data.dropped)
+                self.folder.write_config(config_values(self.trainer.method, self.settings))
+            self._open_book(0, stop)
+        if self.held_out is not None or self.sampler is not None:
+            self.opening["before"] = self._evaluate(0, state)
+            if line := figures_line({name: value for name, value in self.opening["before"].items() if name.startswith("eval/")}):
+                self.narrator.say(f"held out, before: {line}")
+        return self._course(Progress(0, state), None, stop)
+
+    def _resume(self, checkpoint: Checkpoint, stop: StopRequest) -> Course:
+        path, state = checkpoint
+        progress = restore(path, state, self.parameters, self.trainer.optimizer)
+        self.saved_step = progress.step
+        self.opening, self.seconds = state["opening"], state["training_seconds"]
+        fixed = fixed_settings(self.trainer.method, self.settings)
+        different = rounding_differences(state, self.manifest["environment"], fixed)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                self.folder.keep_steps(progress.step)
+                earlier = read_json(self.folder.files.manifest) or self.manifest
+                resumed = {"step": progress.step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "differences": different}
+                self.manifest = earlier | {"resumed": [*earlier.get("resumed", []), resumed]}
+            self._open_book(progress.step, stop)
+        self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
+        if different:
+            self.narrator.say(
+                f"note: {'; '.join(different)}. From here on the figures may differ in their last digits from those of a run in one piece."
+            )
+        return self._course(progress, Best(**state["best"]) if state.get("best") else None, stop)
+
+    def _open_book(self, step: int, stop: StopRequest) -> None:
+        if self.data.held_out:
+            self.held_out = HeldOutLines(self.data.held_out, self.data.tokenizer, read_lines(self.folder.files.held_out))
+        self.book.begin(RunStart(self.folder.path, self.manifest, step, stop.ask), self.manifest, num_steps=self.order.num_steps)
+
+    def _course(self, progress: Progress, best: Best | None, stop: StopRequest) -> Course:
+        return Course(
+            order=self.order,
+            step=progress.step,
+            state=progress.method_state,
+            evaluate_every=self.settings.eval_every_steps,
+            save_every=self.settings.save_every_steps,
+            save_best=self.settings.keep_best,
+            patience=self.settings.early_stop,
+            evaluate=self._evaluate if self.held_out is not None or self.sampler is not None else None,
+            save=self._save,
+            record=self.book.row,
+            stopping=lambda: stop.agreed(self.processes),
+            best=best,
+        )
+
+    def _evaluate(self, step: int, state: State) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if self.held_out is not None:
+            evaluation = self.trainer.evaluate(self.data.held_out, state)
+            figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
+            self.book.held_out(self.held_out.after(step, evaluation))
+        if self.sampler is not None:
+            answers = self.sampler.answers(self.trainer.policy, step)
+            figures |= means(answers)
+            self.book.samples(answers)
+        return figures
+
+    def _save(self, course: Course) -> None:
+        if self.processes.is_main:
+            facts = {
+                "settings": fixed_settings(self.trainer.method, self.settings),
+                "data": self.data.facts["fingerprint"],
+                "environment": self.manifest["environment"],
+                "best": asdict(course.best) if course.best else None,
+                "opening": self.opening,
+                "training_seconds": time.perf_counter() - self.started,
+            }
+            self.checkpoints.save(
+                self.parameters,
+                self.trainer.optimizer,
+                Progress(course.step, course.state),
+                facts,
+                best_step=course.best.step if course.best and self.settings.keep_best else None,
+            )
+        self.saved_step = course.step
+        self.processes.wait()
+
+    def _note_broken(self, error: NotFinite, course: Course) -> None:
+        """Write the step's examples, and a checkpoint of the weights, which are as they were."""
+        if self.processes.is_main:
+            figures = [dict(zip(error.examples, values, strict=True)) for values in zip(*error.examples.values(), strict=True)]
+            lines = HeldOutLines(error.trees, self.data.tokenizer, ()).texts
+            ids = [{"prompt_ids": tree.prompt_ids.tolist(), "ids": [c.ids.tolist() for c in tree.completions]} for tree in error.trees]
+            self.folder.write_lines(
+                self.folder.files.bad_batch,
+                [
+                    {"step": course.step + 1, **line, "figures": {name: str(value) for name, value in own.items()}, **tokens}
+                    for line, own, tokens in zip(lines, figures, ids, strict=True)
+                ],
+            )
+        if course.step > self.saved_step:
+            self._save(course)
+
+    def _take_best(self, course: Course) -> None:
+        """Where the run may end early, the model is that of the best evaluation."""
+        if self.settings.early_stop is None or course.best is None or course.best.step == course.step:
+            return
+        path = self.checkpoints.at(course.best.step)
+        state, damaged = verified(path)
+        if damaged:
+            self.narrator.say(f"note: {path}, the best checkpoint, is damaged ({', '.join(damaged)}); the model is that of the last step")
+            return
+        restore(path, state, self.parameters, self.trainer.optimizer)
+        self.narrator.say(f"the model is taken from step {course.best.step}, where the held-out loss was lowest: {course.best.loss:.4f}")
+        self.opening["model_step"] = course.best.step
+
+    def _watched(self) -> WatchedRun:
+        resolved = self.manifest["resolved"]
+        return WatchedRun(
+            method=self.trainer.method.name,
+            settings=config_values(self.trainer.method, self.settings),
+            learning_rate=resolved["learning_rate"],
+            usual_learning_rate=resolved["usual_learning_rate"],
+            adapter=self.manifest["model"]["adapter"],
+            num_train=len(self.data.train),
+            num_steps=self.order.num_steps,
+            reference_is_start=reference_settings(self.settings).reference is None and not isinstance(self.trainer.reference, DataReference),
+            start_difference=self.opening.get("start_difference"),
+            before=self.opening.get("before", {}),
+            data=self.data.facts,
+            usual=self.trainer.method.usual,
+        )
+
+    def _sum_up(self, course: Course, seconds: float) -> dict[str, Any]:
+        last = self.book.rows[-1] if self.book.rows else {}
+        model_step = self.opening.get("model_step", course.step)
+        of_model = next((row for row in reversed(self.book.rows) if row["step"] == model_step), last)
+        num_examples = sum(len(self.order.examples(step)) for step in range(course.step))
+        return {
+            "method": self.trainer.method.name,
+            "model": str(self.settings.model),
+            "steps": course.step,
+            "num_steps": self.order.num_steps,
+            "model_step": model_step,
+            "epochs": round(self.order.epoch_after(course.step - 1), 4),
+            "loss": last.get("loss"),
+            "after": {name: value for name, value in of_model.items() if name.startswith(("eval/", "samples/"))},
+            "last_step": last,
+            "best": asdict(course.best) if course.best else None,
+            "watch": [row["rule"] for row in read_lines(self.folder.files.watch)],
+            "training_seconds": round(seconds, 2),
+            "examples_per_second": round(num_examples / seconds, 3) if seconds > 0 else None,
+            "peak_memory_gb": round(peak_memory_gb(self.processes.device), 3),
+            "device": self.manifest["environment"]["device"],
+            "num_processes": self.processes.count,
+            "engine": self.manifest["resolved"]["engine"],
+            "data": self.data.facts,
+            "versions": {name: self.manifest["environment"][name] for name in ("prefopt", "torch", "transformers", "python")},
+        }
