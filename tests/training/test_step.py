@@ -14,7 +14,7 @@ from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Te
 from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.policy import EnginePath, Policy, no_dropout, trained_parameters
 from prefopt.models.reference import FrozenCopy
-from prefopt.training.loop import Trainer
+from prefopt.training.loop import NotFinite, Trainer
 from prefopt.training.optimizer import Schedule, make_optimizer
 from prefopt.training.processes import Processes
 from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
@@ -196,6 +196,37 @@ def test_evaluation_gives_the_step_s_numbers_and_leaves_no_gradient(make_model):
     assert all(parameter.grad is None for parameter in one.policy.parameters())
     result, _ = one.step(pairs(6), 0, {})
     assert figures == pytest.approx({"loss": result.loss, **result.metrics})
+
+
+@pytest.mark.parametrize("sharing", ["flat", "plain"])
+def test_evaluation_gives_each_example_its_own_numbers_whatever_the_cut(make_model, sharing):
+    trees = [tree.with_weight(1.0) for tree in pairs(6)]
+    alone = trainer(make_model, CASES["dpo"][0](), max_tokens=4096, sharing=sharing)
+    one_by_one = [alone.evaluate([tree], {}).figures for tree in trees]
+    together = trainer(make_model, CASES["dpo"][0](), max_tokens=60, sharing=sharing).evaluate(trees, {}).examples
+    assert together.keys() == one_by_one[0].keys()
+    for name, values in together.items():
+        assert values == pytest.approx([figures[name] for figures in one_by_one])
+
+
+def test_a_gradient_that_is_not_finite_names_the_step_s_examples(make_model):
+    one = trainer(make_model, CASES["dpo"][0]())
+    one.policy.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFinite, match=r"the gradient of step 1 is (nan|inf); .* Each example's own loss is finite; the step's examples: row") as caught:
+        one.step([PromptTree(tree.prompt_ids, tree.completions, row_id="row") for tree in pairs(2)], 0, {})
+    assert all(math.isfinite(value) for value in caught.value.examples["loss"])
+
+
+def test_a_loss_that_is_not_finite_names_the_example_that_is_guilty(make_model):
+    one = trainer(make_model, CASES["dpo"][0]())
+    trees = [PromptTree(tree.prompt_ids, tree.completions, row_id=f"row {place}") for place, tree in enumerate(pairs(3))]
+    guilty = PromptTree(token_ids([5] * 60), trees[1].completions, row_id="the guilty one")
+    with torch.no_grad():
+        one.policy.model.transformer.wpe.weight[50] = float("nan")  # a position that the others do not reach
+    with pytest.raises(NotFinite, match=r"the loss of step 1 is nan; .* Examples whose own loss is not finite: the guilty one\. ") as caught:
+        one.step([trees[0], guilty, trees[2]], 0, {})
+    assert [math.isfinite(value) for value in caught.value.examples["loss"]] == [True, False, True]
+    assert caught.value.trees[1] is guilty
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_model):
