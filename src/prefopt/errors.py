@@ -13,7 +13,13 @@ message and exits with 2; a traceback is a bug in prefopt.
 
 
 class PrefoptError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend.
+
+    Attributes:
+        told: another process of the run says it already, so that the command line of this one need not.
+    """
+
+    told = False
 
 
 class ConfigError(PrefoptError):

@@ -61,7 +61,7 @@ def test_json_that_holds_lines_or_one_object(write):
     assert places_and_values(write("one.json", ['{"a":', "1}"])) == [("one.json:item 1", {"a": 1})]
 
 
-@pytest.mark.parametrize("content", ["[1, 2", "3", '"text"', "nonsense", b"\xff\xfe"])
+@pytest.mark.parametrize("content", ["[1, 2", "3", '"text"', "nonsense", b"\xff"])
 def test_json_that_is_neither(write, content):
     with pytest.raises(DataError, match=r"a\.json.*Allowed are an array of objects"):
         rows_of(write("a.json", [content]))

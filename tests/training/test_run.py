@@ -483,7 +483,7 @@ def stopped(tmp_path: Path, model: Path, pairs: str) -> Callable[..., Path]:
 
         def at(done: int) -> None:
             if done == after:
-                shutil.copytree(out, copied)
+                shutil.copytree(out, copied, ignore=shutil.ignore_patterns(".lock"))
 
         run(settings.pop("method", "dpo"), settings.pop("model", model), settings.pop("data", pairs), out, narrator=Asks(at), **settings)
         return copied

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import TextIO
 
 from cyclopts import App, CycloptsError
@@ -24,6 +25,10 @@ COMMANDS = {
     "train": "Train a model with a method, or run the stages of a YAML file.",
     "methods": "List the methods.",
     "data": "Read and check files of examples, and say what is in them.",
+    "report": "Write one page about a run: what came of it, and why.",
+    "generate": "Answer prompts with a model, beside its reference.",
+    "chat": "Talk to a model and its reference, side by side.",
+    "merge": "Make one model of an adapter and its base.",
     "new": "Make a small model and its tokenizer from any text.",
     "quickstart": "See it all on a small example: no network, a few minutes.",
 }
@@ -60,6 +65,9 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     # Before torch loads its thread pool: threads that spin while they wait starve each other as soon as anything else
     # runs on the machine (docs/experiments.md has the figures).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an answer that is more than the terminal's characters is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         return run(argv, console)

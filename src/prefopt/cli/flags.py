@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
 from cyclopts import App, Group, Parameter
 from pydantic.fields import FieldInfo
 
 from prefopt.cli.words import choices_of, default_of, flag_of, metavar_of, plain_type
-from prefopt.config import Settings, check, nearest, report
+from prefopt.config import Settings, check, from_yaml, nearest, report, shown
 from prefopt.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -85,13 +84,16 @@ class Given:
             )
 
 
-def command(run: Callable[[Given], object], panels: Sequence[Panel], *, positional: str | None = None) -> Callable[..., object]:
+def command(
+    run: Callable[[Given], object], panels: Sequence[Panel], *, positional: str | None = None, word: str = "FILE"
+) -> Callable[..., object]:
     """A function that cyclopts takes as a command: it shows one flag per setting, and calls `run` with what was given.
 
     Args:
         run: the command.
         panels: its settings.
         positional: the setting that takes the words which belong to no flag.
+        word: what help calls such a word.
     """
 
     def call(*words: str) -> object:
@@ -104,17 +106,17 @@ def command(run: Callable[[Given], object], panels: Sequence[Panel], *, position
         if name != positional
     ]
     # cyclopts reads signatures; this one shows the settings, while all words go to `parse`.
-    call.__signature__ = inspect.Signature([all_words(panels, positional), *parameters])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([all_words(panels, positional, word), *parameters])  # type: ignore[attr-defined]
     call.__annotations__ = {}
     return call
 
 
-def all_words(panels: Sequence[Panel], positional: str | None) -> inspect.Parameter:
+def all_words(panels: Sequence[Panel], positional: str | None, word: str) -> inspect.Parameter:
     """The parameter that takes every word of the command line, flags too; help shows it where words may stand alone."""
     info = next((info for panel in panels for name, info in panel.fields.items() if name == positional), None)
     parameter = Parameter(allow_leading_hyphen=True, show=False)
     if info is not None:
-        parameter = Parameter(allow_leading_hyphen=True, name="FILE", metavar="", help=sentence(info))
+        parameter = Parameter(allow_leading_hyphen=True, name=word, metavar="", help=sentence(info))
     return inspect.Parameter("words", inspect.Parameter.VAR_POSITIONAL, annotation=Annotated[str, parameter])
 
 
@@ -156,7 +158,9 @@ def parse(words: Sequence[str], panels: Sequence[Panel], *, positional: str | No
     for flag in unknown:
         mistakes[flag] = f"no such flag{nearest(flag.lstrip('-').replace('-', '_'), fields, flag_of)}"
     if alone and not positional:
-        mistakes[" ".join(alone)] = "belongs to no flag"
+        # In quotes where it would be taken for nothing, or for the setting of that name.
+        words_alone = " ".join(alone)
+        mistakes[repr(words_alone) if not words_alone.strip() or words_alone in fields else words_alone] = "belongs to no flag"
     return Given(values, mistakes, {name: flag_of(name) for name in fields})
 
 
@@ -229,16 +233,23 @@ def pair(text: str, *, as_yaml: bool) -> tuple[str, Any]:
     if not key or not equals:
         raise ValueError(f"takes pairs written name=value (given: {text})")
     try:
-        return key, yaml.safe_load(value) if as_yaml else value
-    except yaml.YAMLError:
-        raise ValueError(f"the value of {key} is not YAML (given: {value})") from None
+        return key, from_yaml(value) if as_yaml else value
+    except ValueError:
+        raise ValueError(f"the value of {key} is not YAML (given: {shown(value)})") from None
 
 
 def settings_app(
-    name: str, kind: type[S], run: Callable[[S], object], *, usage: str, positional: str | None = None, without: Sequence[str] = ()
+    name: str,
+    kind: type[S],
+    run: Callable[[S], object],
+    *,
+    usage: str,
+    positional: str | None = None,
+    word: str = "FILE",
+    without: Sequence[str] = (),
 ) -> App:
     """A command whose flags are the settings of one class, without those that it does not read."""
     fields = {setting: info for setting, info in kind.model_fields.items() if setting not in without}
     app = App(name=name, usage=f"Usage: prefopt {usage}")
-    app.default(command(lambda given: run(given.check(kind)), [Panel("Settings", fields)], positional=positional))
+    app.default(command(lambda given: run(given.check(kind)), [Panel("Settings", fields)], positional=positional, word=word))
     return app

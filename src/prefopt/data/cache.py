@@ -23,7 +23,7 @@ from prefopt.trees import Completion, PromptTree
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Raise it whenever the same rows would give other trees or another file."""
 
 Arrays = dict[str, npt.NDArray[Any]]

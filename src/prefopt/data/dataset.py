@@ -6,7 +6,7 @@ trees out, the same rows in every stage, never with an opening on both sides.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import blake2b
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import cache, sources
-from prefopt.data.examples import Example, Fields
+from prefopt.data.examples import TURN_KEYS, Example, Fields
 from prefopt.data.formats import Kind
 from prefopt.data.recognise import LOOKED_AT, Recognised, check_columns, check_mapping, columns_of, mapping_for, recognise, rename
-from prefopt.data.rows import LENGTH_REASONS, Dropped, Row, RowFault, count_reasons, stop_at_bad_rows
+from prefopt.data.rows import LENGTH_REASONS, Dropped, Row, RowFault, clip, count_reasons, stop_at_bad_rows
 from prefopt.data.settings import ConversationSettings, DataSettings
 from prefopt.data.show import show_tree
 from prefopt.data.summary import DataSummary, SourceSummary
@@ -245,11 +245,24 @@ def source_summary(name: str, rows: Sequence[Row | Dropped], recognised: Recogni
     """What there is to say about a source."""
     entry = recognised.format
     as_demonstration = kind == "demonstration" and entry.kind == "pair"
-    columns = dict.fromkeys(column for row in rows[:LOOKED_AT] if isinstance(row, Row) for column in row.value)
+    columns = columns_of(rows)
     read = {*entry.fields} - ({"rejected"} if as_demonstration else set())
-    unread = tuple(str(column) for column in columns if column not in read)
+    unread = [column for column in columns if column not in read] + unread_of_turns(rows, read)
     says = f"{entry.says}, read as demonstrations of the chosen answer" if as_demonstration else entry.says
-    return SourceSummary(name, entry.name, says, recognised.because, len(rows), unread)
+    return SourceSummary(name, entry.name, says, recognised.because, len(rows), tuple(map(clip, unread)))
+
+
+def unread_of_turns(rows: Sequence[Row | Dropped], read: Set[str]) -> list[str]:
+    """What turns hold beside role and content, as `column[].key`: a model's thoughts, names, weights of turns."""
+    found: dict[str, None] = {}
+    for row in rows:
+        columns = row.value if isinstance(row, Row) else {}
+        for column in read & columns.keys():
+            value = columns[column]
+            for turn in value if isinstance(value, list) else [value]:
+                if isinstance(turn, dict) and not turn.keys() <= TURN_KEYS:
+                    found |= dict.fromkeys(f"{column}[].{key}" for key, entry in turn.items() if key not in TURN_KEYS and entry is not None)
+    return sorted(found)
 
 
 def account(
@@ -264,6 +277,9 @@ def account(
     contents = [(example.prompt, example.answers) for example in checked.examples]
     raw = [example for example in checked.examples if isinstance(example.prompt, str) and example.prompt and settings.text_as == "raw"]
     notes = []
+    unused = [name for name in ("chat_template", "template_args") if getattr(settings, name)]
+    if unused and chat is None:
+        notes.append(f"{' and '.join(unused)} had nothing to do: no row is a chat; `--text-as chat` makes plain prompts one")
     if raw and tokenizer.chat_template:
         notes.append("prompts are plain text and are used as they are; the tokenizer has a chat template, which `--text-as chat` would use")
     if chat is not None and chat.origin == "default":
@@ -311,6 +327,6 @@ def write_dropped(dropped: Sequence[Mapping[str, Any]], path: Path | None) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for entry in dropped:
-                file.write(json.dumps(entry, ensure_ascii=False, default=repr) + "\n")
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"the dropped rows cannot be written to {path}: {error.strerror}. Give a folder that can be written.") from None

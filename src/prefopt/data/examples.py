@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from prefopt.data.rows import RowFault, clip
+from prefopt.data.rows import RowFault, Unreadable, clip
 
 ROLES = {
     "system": "system",
@@ -23,6 +23,9 @@ ROLES = {
     "tool": "tool",
 }
 """Roles as rows name them, and as chat templates do."""
+
+TURN_KEYS = frozenset({"role", "from", "content", "value", "tool_calls"})
+"""What is looked at in a turn; a turn with tool_calls is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ def kind_of(value: object) -> str:
         str: "text",
         list: "a list",
         dict: "an object",
+        Unreadable: "broken",
     }
     return names.get(type(value), type(value).__name__)
 

@@ -3,6 +3,7 @@
 Lines end at `\\n` only: U+0085 and U+2028 occur inside text.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -12,13 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from prefopt.data.rows import Dropped, Row, clip
+from prefopt.data.rows import Dropped, Row, Unreadable, clip
 from prefopt.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BOM = b"\xef\xbb\xbf"
+OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+"""How files in other encodings begin; that of UTF-32 first, whose beginning is UTF-16's."""
 CELL_LIMIT = 2**31 - 1
 """Longest CSV cell; the csv module's own limit of 128 KiB is too short for conversations."""
 
@@ -35,9 +38,25 @@ def gunzip(content: bytes, name: str) -> bytes:
         raise DataError(f"{name} is not a whole gzip file ({error}). Copy or pack it again.") from None
 
 
+def without_mark(content: bytes, name: str) -> bytes:
+    """The text behind the mark that some programs put before UTF-8.
+
+    Raises:
+        DataError: the mark is that of another encoding.
+    """
+    for mark, encoding in OTHER_MARKS.items():
+        if content.startswith(mark):
+            raise DataError(f"{name} is written in {encoding}, and only UTF-8 is read. Save it as UTF-8.")
+    return content.removeprefix(BOM)
+
+
 def json_lines(content: bytes, name: str) -> Iterator[Row | Dropped]:
-    """One object per line; blank lines are no rows."""
-    for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), start=1):
+    """One object per line; blank lines are no rows.
+
+    Raises:
+        DataError: it is in another encoding.
+    """
+    for number, line in enumerate(without_mark(content, name).split(b"\n"), start=1):
         if line and not line.isspace():
             yield json_row(line, f"{name}:{number}")
 
@@ -51,16 +70,41 @@ def json_row(line: bytes, location: str) -> Row | Dropped:
             location, "not_utf8", f"byte {error.start + 1} is 0x{line[error.start]:02x}, which is not UTF-8 there", printable(line)
         )
     try:
-        value = json.loads(text)
+        value = parsed(text)
     except (ValueError, RecursionError) as error:
         return Dropped(location, "invalid_json", f"{json_fault(error)} in {clip(text[:60])}", text)
     return object_row(value, location)
+
+
+def parsed(text: str) -> Any:
+    """The JSON value; an object that gives a key twice is `Unreadable`, where Python's reader lets the last one win.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or nested too deeply.
+    """
+    return DECODER.decode(text)
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Unreadable:
+    """The object of these keys and values."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    return Unreadable(f"an object that gives `{clip(twice)}` more than once", [list(pair) for pair in pairs])
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=object_of)
+"""Made once: it costs more than a short line does."""
 
 
 def object_row(value: Any, location: str) -> Row | Dropped:
     """The row, if it is an object."""
     if isinstance(value, dict):
         return Row(location, value)
+    if isinstance(value, Unreadable):
+        return Dropped(location, "invalid_json", f"the row is {value.why}", value)
     return Dropped(location, "not_an_object", f"the row is {clip(value)}, and must be an object of columns", value)
 
 
@@ -75,18 +119,19 @@ def json_array(content: bytes, name: str) -> Iterator[Row | Dropped]:
     """An array of objects, located by their number; or, since some call them .json, lines of objects.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or in another encoding.
     """
+    content = without_mark(content, name)
     try:
-        value = json.loads(content.removeprefix(BOM).decode())
+        value = parsed(content.decode())
     except (ValueError, RecursionError) as error:
-        first = next((line for line in content.removeprefix(BOM).split(b"\n") if line.strip()), b"")
+        first = next((line for line in content.split(b"\n") if line.strip()), b"")
         if isinstance(json_row(first, name), Row):
             yield from json_lines(content, name)
             return
         fault = f"it is not UTF-8 at byte {error.start + 1}" if isinstance(error, UnicodeDecodeError) else json_fault(error)
         raise DataError(f"{name} is not valid JSON: {fault}. Allowed are an array of objects, or one object per line.") from None
-    if isinstance(value, dict):
+    if isinstance(value, dict | Unreadable):
         value = [value]
     if not isinstance(value, list):
         raise DataError(f"{name} holds {clip(value)}. Allowed are an array of objects, or one object per line.")
@@ -98,22 +143,35 @@ def csv_table(content: bytes, name: str) -> Iterator[Row | Dropped]:
     """A header and rows, separated by commas (or tabs, where the header has tabs and no comma); quoted cells may hold line ends.
 
     Raises:
-        DataError: no header, or a column named twice.
+        DataError: no header, a column named twice, or another encoding.
     """
     # Broken bytes become lone surrogates, so that the row they stand in can be named instead of the file.
-    text = content.removeprefix(BOM).decode(errors="surrogateescape")
+    text = without_mark(content, name).decode(errors="surrogateescape")
     header_end = text.find("\n") if "\n" in text else len(text)
     tabs = "\t" in text[:header_end] and "," not in text[:header_end]
     limit = csv.field_size_limit(CELL_LIMIT)
+    taken: list[str] = []
     try:
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
-        yield from csv_rows(lines, name)
+        lines = csv.reader(noted(io.StringIO(text, newline=""), taken), delimiter="\t" if tabs else ",", strict=True)
+        yield from csv_rows(lines, taken, name)
     finally:
         csv.field_size_limit(limit)
 
 
-def csv_rows(lines: Any, name: str) -> Iterator[Row | Dropped]:
+def noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """The lines, each also put into `taken`."""
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def csv_rows(lines: Any, taken: list[str], name: str) -> Iterator[Row | Dropped]:
     """The rows of an opened table.
+
+    Args:
+        lines: a csv reader.
+        taken: the lines of the file that it has taken; emptied before each row.
+        name: of the file.
 
     Raises:
         DataError: no header, or a column named twice.
@@ -128,12 +186,13 @@ def csv_rows(lines: Any, name: str) -> Iterator[Row | Dropped]:
         raise DataError(f"{name}: {fault}. Give a first line of distinct column names.")
     while True:
         location = f"{name}:{lines.line_num + 1}"
+        taken.clear()
         try:
             cells = next(lines)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Dropped(location, "wrong_cells", f"{error} (up to line {lines.line_num})", None)
+            yield Dropped(location, "wrong_cells", f"{error} (up to line {lines.line_num})", escaped("".join(taken)))
             continue
         if not cells:
             continue
@@ -155,19 +214,42 @@ def parquet(content: bytes, name: str) -> Iterator[Row | Dropped]:
     Raises:
         DataError: it is damaged.
     """
+    return table_rows(parquet_batches(content, name), name)
+
+
+def parquet_batches(content: bytes, name: str) -> "Iterator[pa.RecordBatch]":
+    """The batches of a parquet file; checksums are compared where it has any.
+
+    Raises:
+        DataError: it is damaged.
+    """
     import pyarrow as pa
     from pyarrow import parquet as pq
 
     try:
-        yield from table_rows(pq.ParquetFile(pa.BufferReader(content)).iter_batches(), name)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        num_rows = 0
+        for batch in file.iter_batches():
+            batch.validate(full=False)
+            num_rows += batch.num_rows
+            yield batch
+        if num_rows != file.metadata.num_rows:
+            raise OSError(f"it holds {num_rows} rows, and says that it holds {file.metadata.num_rows}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from a broken name of a column
         raise DataError(f"{name} is not a whole parquet file ({clip(str(error))}). Copy or write it again.") from None
 
 
 def table_rows(batches: "Iterable[pa.RecordBatch]", name: str) -> Iterator[Row | Dropped]:
-    """The rows of arrow batches, located by their number."""
+    """The rows of arrow batches, located by their number.
+
+    Raises:
+        DataError: a column is there twice.
+    """
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if twice := sorted({column for column in names if names.count(column) > 1}):
+            raise DataError(f"{name} has {', '.join(map(clip, twice))} more than once. Give each column a name of its own.")
         for value in arrow_values(batch):
             number += 1
             if isinstance(value, dict):
@@ -177,17 +259,28 @@ def table_rows(batches: "Iterable[pa.RecordBatch]", name: str) -> Iterator[Row |
 
 
 def arrow_values(batch: "pa.RecordBatch") -> Sequence[dict[str, Any] | str]:
-    """The batch's rows; where a text in it is not UTF-8, row by row, with the fault in place of the row."""
+    """The batch's rows; where one cannot be had as it is, row by row, with the fault in place of a row that is not UTF-8."""
+    import pyarrow as pa
+
     try:
         return list(batch.to_pylist())
-    except UnicodeDecodeError:
-        values: list[dict[str, Any] | str] = []
-        for index in range(batch.num_rows):
-            try:
-                values += batch.slice(index, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                values.append(f"byte {error.start + 1} of a text is not UTF-8")
-        return values
+    except (ValueError, OverflowError, pa.ArrowException):
+        return [arrow_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+
+
+def arrow_row(batch: "pa.RecordBatch") -> dict[str, Any] | str:
+    """The only row of a batch, or why a text in it cannot be read; cells that Python has no value for are `Unreadable`."""
+    import pyarrow as pa
+
+    row: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except UnicodeDecodeError as error:
+            return f"byte {error.start + 1} of `{clip(name)}` is not UTF-8"
+        except (ValueError, OverflowError, pa.ArrowException) as error:  # a date beyond the year 9999, an unknown time zone
+            row[name] = Unreadable(f"a {column.type} that cannot be read ({clip(str(error))})")
+    return row
 
 
 def rows_digest(rows: Iterable[Row | Dropped]) -> str:

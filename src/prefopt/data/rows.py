@@ -4,6 +4,7 @@ A bad row is a value, not an accident: it travels to the summary and to `dropped
 place, its reason and what the row held, so that nothing disappears without being counted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ SHOWN = 20
 CLIP = 200
 """How many characters of a value a message shows."""
 
+DEEPEST = 64
+"""Lists and objects within each other that `dropped.jsonl` keeps of a row; what lies deeper is a hostile file's."""
+
 
 class RowFault(Exception):
     """A row cannot be used; caught where rows are read, never seen by users."""
@@ -53,6 +57,22 @@ class RowFault(Exception):
         super().__init__(reason, detail)
         self.reason: Reason = reason
         self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value that stands in a row and cannot be used, whatever its column is for: it fails every test of a type.
+
+    Attributes:
+        why: what is wrong with it, in words.
+        held: what is left of it.
+    """
+
+    why: str
+    held: Any = None
+
+    def __repr__(self) -> str:
+        return self.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +105,8 @@ class Dropped:
     row: Any
 
     def to_dict(self) -> dict[str, Any]:
-        """The line of `dropped.jsonl`."""
-        return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": self.row}
+        """The line of `dropped.jsonl`, whatever the row held."""
+        return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": as_json(self.row)}
 
 
 def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
@@ -119,9 +139,29 @@ def stop_at_bad_rows(bad: list[Dropped], num_rows: int) -> None:
 
 def clip(value: object) -> str:
     """The value as a short printable text for messages."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
     shown = ascii_controls(text[:CLIP])
     return f"{shown}…" if len(text) > CLIP else shown
+
+
+def as_json(value: Any, depth: int = DEEPEST) -> Any:
+    """The value in terms of JSON: what JSON has no word for (dates, bytes, NaN) as text, what lies too deep left out."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Unreadable):
+        return as_json(value.held, depth) if value.held is not None else value.why
+    if not isinstance(value, Mapping | list | tuple):
+        return str(value)
+    if depth == 0:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(name): as_json(entry, depth - 1) for name, entry in value.items()}
+    return [as_json(entry, depth - 1) for entry in value]
 
 
 def ascii_controls(text: str, *, keep_newlines: bool = False) -> str:

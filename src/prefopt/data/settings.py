@@ -1,9 +1,22 @@
 """What users say about their data."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.config import REQUIRED, Setting, Settings
+from pydantic import field_validator
+
+from prefopt.config import REQUIRED, Setting, Settings, shown
+
+NOT_OF_TEMPLATES = (
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "tokenizer_kwargs"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+)
+"""Arguments of the tokenizer's method that renders a template: no template sees them, and prefopt gives those that matter."""
+
+DEEPEST_ARG = 20
+"""Lists and mappings within each other in `template_args`."""
 
 
 class DataSettings(Settings):
@@ -39,6 +52,15 @@ class DataSettings(Settings):
         None, help="Folder of the token and reference caches; the default is ~/.cache/prefopt or $PREFOPT_CACHE."
     )
 
+    @field_validator("template_args")
+    @classmethod
+    def _args_reach_the_template(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if taken := [name for name in NOT_OF_TEMPLATES if name in args]:
+            raise ValueError(f"{', '.join(taken)} cannot be given to a template: leave it out")
+        for name, value in args.items():
+            check_plain(name, value)
+        return args
+
 
 class ConversationSettings(Settings):
     """What runs on demonstrations add: which turns of a conversation are learned."""
@@ -46,3 +68,29 @@ class ConversationSettings(Settings):
     score: Literal["completion", "assistant"] = Setting(
         "completion", help="What SFT learns of a conversation: the last answer, or every assistant turn."
     )
+
+
+def check_plain(name: str, value: object, depth: int = DEEPEST_ARG) -> None:
+    """Refuses what `config.yaml` could not hold as it is.
+
+    Raises:
+        ValueError: something else than text, finite numbers, switches, null, and lists and mappings of them; or nested too deeply.
+    """
+    if depth == 0:
+        raise ValueError(f"{name} is nested too deeply")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} must be UTF-8: it holds bytes or surrogates that are no characters") from None
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(name, item, depth - 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has the name {shown(key)}, and names must be text")
+            check_plain(name, key, depth - 1)
+            check_plain(name, item, depth - 1)
+    elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise ValueError(f"{name} must be text, a finite number, on or off, null, or a list or mapping of them (given: {shown(value)})")

@@ -3,6 +3,7 @@
 Nothing is parsed here beyond telling what is what; `readers` turns bytes into rows.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.data import readers
-from prefopt.data.rows import Dropped, Row, clip
+from prefopt.data.rows import Dropped, Row, ascii_controls, clip
 from prefopt.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<rest>[\w.:-]+))?")
 SAVED_MARKS = ("state.json", "dataset_dict.json")
+STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""How a whole arrow stream ends."""
 ALLOWED = (
     "Give a file (.jsonl, .json, .csv, .parquet, each also .gz), a folder of such files, a folder written by datasets' save_to_disk, "
     "`-` for JSON lines on standard input, or a hub name like org/name or org/name:split."
@@ -76,32 +79,50 @@ def find(given: Sequence[str]) -> Found:
     """What the given paths and names come to, in order.
 
     Raises:
-        DataError: nothing given, a path that does not exist, a file of another kind, or a folder without data.
+        DataError: nothing given, a path that does not exist or cannot be looked at, a file of another kind, or a folder
+            without data.
     """
-    if not given:
-        raise DataError(f"no data was given. {ALLOWED}")
+    if not given or not all(item.strip() for item in given):
+        raise DataError(f"no data was given, or a name that is empty. {ALLOWED}")
     if list(given).count("-") > 1:
         raise DataError("standard input (`-`) was given more than once, and can be read once only.")
     places: list[Place] = []
     ignored: list[str] = []
     for item in given:
-        path, split = saved_path(item)
-        if item == "-":
-            places.append(Place("stdin", read_stdin))
-        elif is_saved(path):
-            # mypy does not type a lambda that holds on to loop variables by its defaults, here and below.
-            places.append(Place(item, lambda name, path=path, split=split: from_dataset(name, load_saved(path, split))))  # type: ignore[misc]
-        elif Path(item).is_dir():
-            files, others = folder_files(Path(item))
-            places += [file_place(file) for file in files]
-            ignored += others
-        elif Path(item).exists():
-            places.append(file_place(Path(item)))
-        elif (match := HUB_NAME.fullmatch(item)) is not None and not looks_local(Path(item)):
-            places.append(Place(item, lambda name, match=match: from_dataset(name, load_hub(match))))  # type: ignore[misc]
-        else:
-            raise DataError(f"{item} does not exist{near_paths(Path(item))}. {ALLOWED}")
+        try:
+            found = find_one(item)
+        except (OSError, ValueError) as error:  # no permission, too long for a name, a NUL character
+            raise DataError(f"{clip(item)} cannot be looked at: {why(error)}. {ALLOWED}") from None
+        places += found.places
+        ignored += found.ignored
     return Found(tuple(with_distinct_names(places, list(given))), tuple(ignored))
+
+
+def find_one(item: str) -> Found:
+    """What one path or name comes to.
+
+    Raises:
+        DataError: as `find`.
+        OSError, ValueError: the system cannot look at it.
+    """
+    path, split = saved_path(item)
+    if item == "-":
+        return Found((Place("stdin", read_stdin),), ())
+    if is_saved(path):
+        return Found((Place(ascii_controls(item), lambda name: from_dataset(name, load_saved(path, split))),), ())
+    if path.is_dir():
+        files, others = folder_files(path)
+        return Found(tuple(file_place(file) for file in files), tuple(others))
+    if path.exists():
+        return Found((file_place(path),), ())
+    if (match := HUB_NAME.fullmatch(item)) is not None and not looks_local(path):
+        return Found((Place(item, lambda name: from_dataset(name, load_hub(match))),), ())
+    raise DataError(f"{clip(item)} does not exist{near_paths(path)}. {ALLOWED}")
+
+
+def why(error: OSError | ValueError) -> str:
+    """What the system says, in a few words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def read(place: Place) -> Source:
@@ -127,10 +148,10 @@ def folder_files(folder: Path) -> tuple[list[Path], list[str]]:
     """
     entries = sorted(folder.iterdir())
     files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".") and data_suffix(entry) is not None]
-    others = [str(entry) for entry in entries if entry not in files]
+    others = [ascii_controls(str(entry)) for entry in entries if entry not in files]
     if not files:
-        seen = ", ".join(entry.name for entry in entries[:10]) or "nothing"
-        raise DataError(f"the folder {folder} holds no data file (it holds {seen}). {ALLOWED}")
+        seen = ", ".join(clip(entry.name) for entry in entries[:10]) or "nothing"
+        raise DataError(f"the folder {clip(str(folder))} holds no data file (it holds {seen}). {ALLOWED}")
     return files, others
 
 
@@ -138,15 +159,17 @@ def file_place(path: Path) -> Place:
     """A file to read.
 
     Raises:
-        DataError: its suffix is not ours.
+        DataError: its suffix is not ours, or it is a pipe or a device, which may never end.
     """
     suffix = data_suffix(path)
     if suffix is None:
         raise DataError(
-            f"{path}: files that end in {clip(path.suffix) or 'nothing'} are not read. {ALLOWED} "
+            f"{clip(str(path))}: files that end in {clip(path.suffix) or 'nothing'} are not read. {ALLOWED} "
             "A file of JSON lines can be renamed to .jsonl."
         )
-    return Place(path.name, lambda name: read_file(path, suffix, name))
+    if not path.is_file():
+        raise DataError(f"{clip(str(path))} is a pipe or a device, not a file. Pipe JSON lines into the command, and give `-`.")
+    return Place(ascii_controls(path.name), lambda name: read_file(path, suffix, name))
 
 
 def with_distinct_names(places: list[Place], given: list[str]) -> Iterator[Place]:
@@ -168,10 +191,10 @@ def read_file(path: Path, suffix: str, name: str) -> Source:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{clip(str(path))} cannot be read: {error.strerror}.") from None
     digest = sha256(content).hexdigest()
     if not content:
-        raise DataError(f"{path} is empty. Give a file with at least one example.")
+        raise DataError(f"{clip(str(path))} is empty. Give a file with at least one example.")
     reader = {".jsonl": readers.json_lines, ".json": readers.json_array, ".csv": readers.csv_table, ".parquet": readers.parquet}[suffix]
     packed = path.name.lower().endswith(".gz")
     return Source(name, digest, lambda: reader(readers.gunzip(content, str(path)) if packed else content, name))
@@ -194,8 +217,18 @@ def read_stdin(name: str) -> Source:
 
 
 def from_dataset(name: str, dataset: Any) -> Source:
-    """All rows of an object of the `datasets` library, through arrow, so that images or audio are never decoded."""
-    table = dataset.with_format("arrow")[:]
+    """All rows of an object of the `datasets` library, through arrow, so that images or audio are never decoded.
+
+    Raises:
+        DataError: it is damaged, or a column is there twice.
+    """
+    import pyarrow as pa
+
+    try:
+        table = dataset.with_format("arrow")[:]
+        table.validate(full=True)  # arrow trusts the lengths in a file: where they are wrong, reading a text ends the process
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{name} is damaged: {first_line(error)}. Save or download it again.") from None
     rows = tuple(readers.table_rows(table.to_batches(), name))
     return Source(name, readers.rows_digest(rows), lambda: rows)
 
@@ -203,7 +236,16 @@ def from_dataset(name: str, dataset: Any) -> Source:
 def saved_path(item: str) -> tuple[Path, str | None]:
     """A saved dataset's folder and the split asked for, from `folder` or `folder:split`."""
     folder, _, split = item.rpartition(":")
-    return (Path(folder), split) if folder and not Path(item).exists() and is_saved(Path(folder)) else (Path(item), None)
+    path = at_home(item)
+    return (at_home(folder), split) if folder and not path.exists() and is_saved(at_home(folder)) else (path, None)
+
+
+def at_home(item: str) -> Path:
+    """The path, with ~ as the home folder: a shell writes that itself, a YAML file does not."""
+    try:
+        return Path(item).expanduser()
+    except RuntimeError:  # ~ and a name that is no user: then it is a name like another
+        return Path(item)
 
 
 def is_saved(path: Path) -> bool:
@@ -220,6 +262,8 @@ def load_saved(path: Path, split: str | None) -> Any:
     from datasets import load_from_disk
 
     try:
+        for file in sorted(path.rglob("*.arrow")):
+            check_end(file)
         loaded = load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its parts raise
         raise DataError(f"{path} looks like a saved dataset and cannot be read: {first_line(error)}.") from None
@@ -244,6 +288,18 @@ def load_hub(match: re.Match[str]) -> Any:
             f"{first_line(error)}. Check the name and the network. {ALLOWED}"
         ) from None
     return one_split(loaded, name, split or None)
+
+
+def check_end(file: Path) -> None:
+    """Looks at the end of an arrow file: the library takes one that was cut between two batches for whole.
+
+    Raises:
+        OSError: it was cut short, or cannot be read.
+    """
+    with file.open("rb") as stream:
+        stream.seek(-min(len(STREAM_END), file.stat().st_size), os.SEEK_END)
+        if stream.read() != STREAM_END:
+            raise OSError(f"{file.name} is cut short")
 
 
 def one_split(loaded: Any, name: str, split: str | None) -> Any:
@@ -277,7 +333,7 @@ def near_paths(path: Path) -> str:
     """' (did you mean …?)' with names in the same folder that are close."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return f" (nor does the folder {path.parent})"
+    except (OSError, ValueError):
+        return f" (nor does the folder {clip(str(path.parent))})"
     close = get_close_matches(path.name, names, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(str(path.parent / name) for name in close)}?)" if close else ""
+    return f" (did you mean {' or '.join(clip(str(path.parent / name)) for name in close)}?)" if close else ""

@@ -47,6 +47,7 @@ class DataSummary:
         template: whose chat template rendered the chats: tokenizer, settings or default; empty where there was no chat.
         num_tokens: tokens of all trees, each prompt counted once.
         mean_prompt, mean_answer: mean lengths in tokens.
+        mean_chosen, mean_rejected: of the answers of pairs; 0 where the data is not pairs.
         longest: tokens of the longest prompt with its answer.
         prompt_share: share of the tokens that are prompt, when every completion is held with its own.
         seconds: time taken, from files to trees.
@@ -68,6 +69,8 @@ class DataSummary:
     num_tokens: int = 0
     mean_prompt: float = 0.0
     mean_answer: float = 0.0
+    mean_chosen: float = 0.0
+    mean_rejected: float = 0.0
     longest: int = 0
     prompt_share: float = 0.0
     seconds: float = 0.0
@@ -88,6 +91,7 @@ class DataSummary:
         """The summary with the sizes of these trees."""
         answers = [len(completion.ids) for tree in trees for completion in tree.completions]
         prompts = [len(tree.prompt_ids) for tree in trees]
+        pairs = [[len(completion.ids) for completion in tree.completions] for tree in trees if len(tree.completions) == 2]
         repeated = sum(len(tree.prompt_ids) * len(tree.completions) for tree in trees)
         return replace(
             self,
@@ -95,6 +99,8 @@ class DataSummary:
             num_tokens=sum(prompts) + sum(answers),
             mean_prompt=sum(prompts) / max(len(prompts), 1),
             mean_answer=sum(answers) / max(len(answers), 1),
+            mean_chosen=sum(chosen for chosen, _ in pairs) / max(len(pairs), 1),
+            mean_rejected=sum(rejected for _, rejected in pairs) / max(len(pairs), 1),
             longest=max((tree.longest for tree in trees), default=0),
             prompt_share=repeated / max(repeated + sum(answers), 1),
         )

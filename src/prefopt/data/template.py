@@ -9,12 +9,11 @@ it stands in the data, closed by the end-of-turn token; such answers are counted
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from jinja2 import TemplateError
 
 from prefopt.data.examples import Answer, Conversation, Example, Message
 from prefopt.data.rows import RowFault, clip
@@ -196,9 +195,12 @@ def chat_of(tokenizer: "PreTrainedTokenizerBase", chat_template: str | None, arg
         args: further arguments of the template.
 
     Raises:
-        DataError: the template cannot be read, cannot render a simple chat, or leaves no end-of-turn token.
+        DataError: the template cannot be read, cannot render a simple chat, leaves no end-of-turn token, or has no use for
+            one of the arguments.
     """
     text, origin = template_text(tokenizer, chat_template)
+    if unused := [name for name in args if not re.search(rf"\b{re.escape(name)}\b", text)]:
+        raise DataError(f"template_args: the chat template of the {origin} does not read {', '.join(map(clip, unused))}. Leave it out.")
     probe = (Message("user", "question"), Message("assistant", PROBE_ANSWER))
     try:
         whole = render(tokenizer, text, args, probe, generate=False)
@@ -216,7 +218,7 @@ def chat_of(tokenizer: "PreTrainedTokenizerBase", chat_template: str | None, arg
     emits_end = bool(tokens) and not suffix[: suffix.index(tokens[0])].strip()
     end_of_turn = tokens[0] if emits_end else eos_text(tokenizer)
     special = {end_of_turn, tokenizer.eos_token, tokenizer.bos_token}
-    openers = {token for token in added_tokens(tokenizer) if token in opened and token in all_special(tokenizer)}
+    openers = {token for token in added_tokens(tokenizer) if token in opened and token in control_tokens(tokenizer)}
     control = tuple(sorted(token for token in special | openers if token))
     return Chat(tokenizer, text, dict(args), origin, end_of_turn, "" if emits_end else suffix, emits_end, control)
 
@@ -266,13 +268,18 @@ def render(tokenizer: "PreTrainedTokenizerBase", text: str, args: Mapping[str, A
     messages = [message.as_dict() for message in turns]
     try:
         return str(tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False, add_generation_prompt=generate, **args))
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a template is a program, and can fail in any way that Python code can
         raise RowFault("template_refused", f"the chat template says: {clip(str(error)) or type(error).__name__}") from None
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     """The texts that the tokenizer never splits."""
     return tuple(dict.fromkeys([*tokenizer.get_added_vocab(), *all_special(tokenizer)]))
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
+    """The texts of tokens that steer: those with a role, and those that are marked as special without one."""
+    return frozenset([*all_special(tokenizer), *(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)])
 
 
 def all_special(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

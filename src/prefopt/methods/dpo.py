@@ -68,6 +68,7 @@ class DPO(Method):
     needs = Needs(completions="pair", reference=True)
     units = {"pairs": one_per_example}
     rates = DefaultRates(full=5e-7, adapter=5e-6)
+    usual = {"beta": (0.01, 0.5)}
 
     settings: DPOSettings
 

@@ -130,6 +130,7 @@ class Method(ABC):
         needs: which data, and what from the engine.
         units: what its loss terms are divided by, each counted per tree.
         rates: the learning rates that are used when none is given.
+        usual: settings of its own that have a usual range, with its ends; the watch says so when one is outside.
         settings: its own settings.
     """
 
@@ -138,6 +139,7 @@ class Method(ABC):
     needs: ClassVar[Needs]
     units: ClassVar[Mapping[str, CountOfTree]]
     rates: ClassVar[DefaultRates]
+    usual: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.errors import ModelError
 from prefopt.models.policy import no_dropout, on_device, trained_parameters, transformers_logging_at
 from prefopt.models.settings import ModelSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             with transformers_logging_at("ERROR"):
                 tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=settings.trust_remote_code)
             return tokenizer
-        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except Exception as error:  # as in read_model
             problem = error
     if is_hub_name(source):
         raise ModelError(
@@ -121,12 +124,12 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
     if adapter_folder:
         adapter = _existing_adapter(model, adapter_folder)
     elif settings.lora_rank:
-        adapter = _new_adapter(model, settings, seed)
+        adapter = new_adapter(model, settings, seed)
     for _, parameter in trained_parameters(model):
         parameter.data = parameter.data.float()  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
     if settings.gradient_checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     model.train()
     return LoadedModel(model, tokenizer, adapter, adapter_is_new=adapter is not None and not adapter_folder)
 
@@ -141,6 +144,11 @@ def locate(name: str) -> tuple[str, str | None]:
     if path is None:
         return name, None
     if (path / "config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
+            raise ModelError(
+                f"{path} holds both a whole model (config.json) and an adapter ({ADAPTER_CONFIG}), and one of them would be passed over. "
+                "Put them into folders of their own, and give the model as model and the adapter as adapter."
+            )
         return str(path), None
     if not (path / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{path} holds no model: there is no config.json in it. Give the folder that the model was saved to.")
@@ -165,11 +173,15 @@ def is_hub_name(name: str) -> bool:
 
 def _folder(name: str) -> Path | None:
     """The folder of that name, of a run the one of its model; None: a name for the hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        # A run holds its model beside its config.yaml.
-        return path / "model" if not (path / "config.json").is_file() and (path / "model").is_dir() else path
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            # A run holds its model beside its config.yaml.
+            return path / "model" if not (path / "config.json").is_file() and (path / "model").is_dir() else path
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, too long for a name, no such home folder
+        raise ModelError(f"{name[:200]} cannot be looked at: {_one_line(error)}. Give the folder of a model, or a hub name.") from None
+    if exists:
         raise ModelError(f"{path} is a file. Give the folder that holds the model's config.json and *.safetensors.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no folder {name}. Give the folder of a model, or a hub name such as org/model.")
@@ -179,7 +191,9 @@ def _folder(name: str) -> Path | None:
 def _base_of(adapter: Path) -> str | None:
     try:
         base: str | None = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
+        if base is not None and not isinstance(base, str):
+            raise ValueError(f"base_model_name_or_path is {base!r:.80}, and must be text")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{adapter / ADAPTER_CONFIG} cannot be read: {error}. The folder is damaged.") from None
     return base
 
@@ -188,8 +202,22 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     """A causal LM from a folder or the hub, safetensors only.
 
     Raises:
-        ModelError: it cannot be found or read, or weights are missing from it.
+        ModelError: it cannot be found or read, weights are missing from it, it is an adapter, or it wants to run code of the hub.
     """
+    try:
+        config: dict[str, Any] = PreTrainedConfig.get_config_dict(source)[0]
+        # The library would put an adapter that stands beside the weights into the model without a word, from a pickle too.
+        is_adapter = find_adapter_config_file(source) is not None
+        kernel = None if trust_remote_code else _hub_kernel(config)
+    except Exception:  # whatever is wrong is told below
+        is_adapter, kernel = False, None
+    if is_adapter:
+        raise ModelError(f"{source} holds an adapter. Give the whole model that it belongs to as model, and this as adapter.")
+    if kernel is not None:
+        raise ModelError(
+            f"the config of {source} asks for {kernel}, code of the hub that would run on this machine. "
+            "Delete that line of its config.json, or set trust_remote_code if you trust it."
+        )
     try:
         with transformers_logging_at("ERROR"):
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]  # a pair, by output_loading_info
@@ -208,7 +236,26 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     return model
 
 
-def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PeftModel:
+def _hub_kernel(config: object) -> str | None:
+    """The repository of the hub that a config names as its attention or experts, where it names one."""
+    if not isinstance(config, dict):
+        return None
+    for name, value in config.items():
+        named = [value] if isinstance(value, str) else [*value.values()] if isinstance(value, dict) else []
+        if name.endswith("_implementation"):
+            if repository := next((entry for entry in named if isinstance(entry, str) and "/" in entry), None):
+                return repository
+        elif repository := _hub_kernel(value):
+            return repository
+    return None
+
+
+def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PeftModel:
+    """Put a new LoRA adapter into the model, which starts as the identity.
+
+    Raises:
+        ModelError: the model has no such layers; names those that it has.
+    """
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
@@ -229,19 +276,29 @@ def _new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> 
 
 
 def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
-    folder = _folder(name)
-    if folder is not None and not (folder / ADAPTER_CONFIG).is_file():
+    folder = _folder(name) or downloaded_adapter(name)
+    if not (folder / ADAPTER_CONFIG).is_file():
         what = "a whole model, not an adapter. Give it as model, without adapter" if (folder / "config.json").is_file() else "no adapter"
         raise ModelError(f"{name} holds {what}.")
-    if folder is not None and not (folder / "adapter_model.safetensors").is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} lacks adapter_model.safetensors. Weights are read from safetensors only.")
     try:
         with _peft(), warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # as in read_model
         raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
+
+
+def downloaded_adapter(name: str) -> Path:
+    """An adapter of the hub, of its weights the safetensors only: left to itself peft takes a pickle where there are none."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+    except Exception as error:  # as in read_model
+        raise ModelError(
+            f"there is no folder {name} here, and the hub gave no adapter of that name: {_one_line(error)}. Check the spelling."
+        ) from None
 
 
 @contextmanager
@@ -252,7 +309,12 @@ def _peft() -> Iterator[None]:
         yield
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let the model's layers compute their activations again in the backward pass.
+
+    Raises:
+        ModelError: it cannot.
+    """
     how = {"use_reentrant": False}
     try:
         if hasattr(model, "activation_checkpointing_enable"):

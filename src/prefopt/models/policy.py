@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -135,15 +136,21 @@ class Policy(nn.Module):
     def generating(self) -> Iterator[PreTrainedModel]:
         """The model, ready for `generate`: its own attention, evaluation mode, no gradients.
 
-        Never inside a step: recomputation in the backward pass needs the attention of the forward pass.
+        Never inside a step: recomputation in the backward pass needs the attention of the forward pass. A model whose weights
+        are cut into parts must generate on all processes alike: the layers gather themselves, and what lies outside them
+        (embeddings, last norm, head) is gathered here, because `generate` does not go through the policy's forward.
         """
         was_training = self.model.training
         set_attention(self.model, None)
         self.model.train(False)
+        if isinstance(self, FSDPModule):
+            self.unshard()
         try:
             with torch.no_grad():
                 yield self.model
         finally:
+            if isinstance(self, FSDPModule):
+                self.reshard()
             self.model.train(was_training)
             set_attention(self.model, TREE_ATTENTION if self.path.sharing == "flat" else None)
 
@@ -195,9 +202,9 @@ def transformers_logging_at(level: str) -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def on_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model, moved. (The library's own `to` hides its types.)"""
-    nn.Module.to(model, device)
+    nn.Module.to(model, device, dtype)
     return model
 
 

@@ -19,7 +19,7 @@ Shapes: T positions of the flattened input, D hidden size, N scored tokens.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -102,7 +102,14 @@ class Proof:
         )
 
 
-def prove(model: PreTrainedModel, *, max_length: int, sharing: str = "auto", autocast: torch.dtype | None = None) -> Proof:
+def prove(
+    model: PreTrainedModel,
+    *,
+    max_length: int,
+    sharing: str = "auto",
+    autocast: torch.dtype | None = None,
+    apart: torch.device | None = None,
+) -> Proof:
     """The fastest way to run the model that equals the plain one.
 
     Half precision hides small errors, so the proof runs in float32: on the model itself where its weights are, else on
@@ -114,14 +121,21 @@ def prove(model: PreTrainedModel, *, max_length: int, sharing: str = "auto", aut
         max_length: longest prompt with completion of the run, in tokens.
         sharing: `auto`, or the one way to prove.
         autocast: dtype of the run's forward passes, where they are not in the parameters' own.
+        apart: the device of a run that never has the whole model on one device: both looks are at a twin there.
 
     Raises:
         ModelError: the sharing that was asked for is not right on this model, or the model gives no finite log-probabilities.
     """
     exact = model.dtype in (torch.float32, torch.float64)
-    proof = _prove(model if exact else _twin(model), max_length, sharing, None, EXACT)
+    twin = _twin(model, apart or model.device) if apart or not exact else None
+    proof = _prove(twin or model, max_length, sharing, None, EXACT)
+    if apart and plain_head_of(model) is None:  # an adapter stands on it, which the twin does not have
+        proof = replace(proof, path=EnginePath(proof.path.sharing, None))
     if not exact or autocast is not None:
-        rough = _prove(model, max_length, proof.path.sharing, autocast, ROUGH)
+        as_it_runs = on_device(twin, apart, model.dtype) if apart and twin else model
+        rough = _prove(as_it_runs, max_length, proof.path.sharing, autocast, ROUGH)
+        if apart and proof.path.chunked_head is None:
+            rough = replace(rough, path=EnginePath(rough.path.sharing, None))
         if (rough.path.sharing, rough.path.chunked_head) != (proof.path.sharing, proof.path.chunked_head):
             proof = rough
     if sharing == "flat" and proof.path.sharing != "flat":
@@ -159,7 +173,7 @@ def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torc
     return Proof(plain, flat, independence, noise)
 
 
-def _twin(model: PreTrainedModel) -> PreTrainedModel:
+def _twin(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The same architecture in float32 with random weights, a small vocabulary, and only as many layers as show every kind."""
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
@@ -170,12 +184,14 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
-        return _random_model(model, config, small | shallow)
+        return _random_model(model, config, small | shallow, device)
     except (ValueError, TypeError, IndexError, AttributeError):  # other lists in the config count layers too: keep its depth
-        return _random_model(model, config, small | {"num_hidden_layers": len(kinds) or text.num_hidden_layers})
+        return _random_model(model, config, small | {"num_hidden_layers": len(kinds) or text.num_hidden_layers}, device)
 
 
-def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object]) -> PreTrainedModel:
+def _random_model(
+    model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object], device: torch.device
+) -> PreTrainedModel:
     config = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
@@ -184,7 +200,7 @@ def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dic
         torch.manual_seed(0)
         twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)
     set_attention(twin, None)
-    return on_device(twin, model.device)
+    return on_device(twin, device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,27 @@
 """A trained model as a folder that transformers, or peft, loads."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from prefopt.disk import flush
 from prefopt.errors import RunError
 from prefopt.models.load import LoadedModel
 from prefopt.models.policy import transformers_logging_at
 
 
-def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None = None, end_of_turn: str = "") -> None:
+def save_model(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
+    end_of_turn: str = "",
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write model or adapter and tokenizer; the folder appears whole or not at all.
 
     Weights are written in float32, as they were trained: in bf16 the small updates of a preference method would be lost.
@@ -18,10 +31,13 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
         folder: where to; what it held is replaced.
         chat_template: the template that the data was rendered with, where the tokenizer should carry it.
         end_of_turn: the token that closed the answers: generation should stop at it.
+        weights: what is written, by the names of the adapter's or else the model's `state_dict`; None: what the model holds. Where
+            processes hold it in parts, they must have been put together.
 
     Raises:
         RunError: the folder cannot be written; what it held is as it was.
     """
+    own_weights: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     draft, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     for left in (draft, old) if folder.exists() else (draft,):  # by a process that was killed while writing
         shutil.rmtree(left, ignore_errors=True)
@@ -29,20 +45,26 @@ def save_model(loaded: LoadedModel, folder: Path, *, chat_template: str | None =
         draft.mkdir(parents=True)
         if loaded.adapter is not None:
             # Embeddings that are trained in full stand in modules_to_save; those of the base are the base's.
-            loaded.adapter.save_pretrained(str(draft), selected_adapters=[loaded.adapter.active_adapter], save_embedding_layers=False)
+            loaded.adapter.save_pretrained(
+                str(draft), selected_adapters=[loaded.adapter.active_adapter], save_embedding_layers=False, **own_weights
+            )
         else:
             stop_at(loaded, end_of_turn)
+            mend_generation_config(loaded.model)
             with transformers_logging_at("ERROR"):
-                loaded.model.save_pretrained(draft)
+                loaded.model.save_pretrained(draft, **own_weights)
         own_template = loaded.tokenizer.chat_template
         try:
             loaded.tokenizer.chat_template = chat_template or own_template
             loaded.tokenizer.save_pretrained(draft)
         finally:
             loaded.tokenizer.chat_template = own_template
+        for path in (*draft.rglob("*"), draft):
+            flush(path)
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)
+        flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:  # for a full disk OSError, SafetensorError, and a bare Exception from tokenizers
         shutil.rmtree(draft, ignore_errors=True)
@@ -58,6 +80,31 @@ def stop_at(loaded: LoadedModel, end_of_turn: str) -> None:
     known = own_end_ids(loaded)
     if loaded.model.generation_config and (added := end_ids(loaded, end_of_turn).difference(known)):
         loaded.model.generation_config.eos_token_id = [*known, *sorted(added)]
+
+
+def mend_generation_config(model: PreTrainedModel) -> None:
+    """Make a generation config that transformers refuses to save one that it saves.
+
+    Some published models carry one: a temperature without `do_sample`, which reading passes over and writing does not.
+    """
+    config = model.generation_config
+    if config is None or is_valid(config):
+        return
+    config.do_sample = True  # what a temperature or top_p is for
+    if not is_valid(config):
+        model.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
+
+
+def is_valid(config: GenerationConfig) -> bool:
+    """Whether transformers would save it."""
+    try:
+        with transformers_logging_at("ERROR"):
+            config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def end_ids(loaded: LoadedModel, end_of_turn: str) -> set[int]:

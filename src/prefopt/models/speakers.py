@@ -7,7 +7,7 @@ switched for every turn to speak.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.engine.batch import pack
-from prefopt.errors import ModelError
-from prefopt.models.load import LoadedModel, choose_precision, load_model, locate
+from prefopt.errors import ConfigError, ModelError
+from prefopt.models.load import (
+    ADAPTER_CONFIG,
+    LoadedModel,
+    choose_precision,
+    downloaded_adapter,
+    is_hub_name,
+    load_model,
+    load_tokenizer,
+    locate,
+)
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.save import own_end_ids
 from prefopt.models.settings import ModelSettings
@@ -52,13 +61,46 @@ class Weights:
             ModelError: as `prefopt.models.load.locate`.
         """
         source, own = locate(model)
-        return cls(adapter or model, source, adapter or own)
+        return cls(adapter or model, source, own if adapter is None else adapter_folder(adapter))
+
+    def settings(self, trust_remote_code: bool) -> ModelSettings:
+        """What loads it: an adapter by its own name where it names this base, for its tokenizer has the tokens that were added for it."""
+        try:
+            alone = self.adapter is not None and locate(self.adapter) == (self.source, self.adapter)
+        except ModelError:  # it names a base that is not there any more
+            alone = False
+        model, adapter = (str(self.adapter), None) if alone else (self.source, self.adapter)
+        return ModelSettings(model=model, adapter=adapter, trust_remote_code=trust_remote_code)
 
     def shares_weights(self, other: "Weights") -> bool:
         """Whether both are the same model, whatever adapters are on it."""
         return self.source == other.source or (
             Path(self.source).is_dir() and Path(other.source).is_dir() and Path(self.source).resolve() == Path(other.source).resolve()
         )
+
+
+def adapter_folder(name: str) -> str:
+    """The folder of an adapter: of a run the one of its model, of a hub name the one that it was downloaded to.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if is_hub_name(name):
+        return str(downloaded_adapter(name))
+    path = Path(name).expanduser()
+    inside = path / "model"
+    return str(inside if not (path / ADAPTER_CONFIG).is_file() and inside.is_dir() else path)
+
+
+def device_named(wanted: str) -> torch.device:
+    """The device that a setting names: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: there is no GPU that torch can use here. Give cpu, or auto.")
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +155,9 @@ class Speaker:
         """Log-probability of each completion in the order of the trees, summed over its tokens: float32 [C], in nats, on the CPU."""
         # Every completion with its own prompt is right for every model without proof.
         policy = Policy(self.model, EnginePath("plain", None))
-        sums: list[Tensor] = []
         with self.speaking():
-            for batch in batches(trees, max_tokens=SCORED_TOKENS):
-                sums.append(policy(pack(batch, sharing="plain", device=self.model.device)).sum().cpu())
-        return torch.cat(sums)
+            packed = (pack(batch, sharing="plain", device=self.model.device) for batch in batches(trees, max_tokens=SCORED_TOKENS))
+            return torch.cat([policy(batch).sum().cpu() for batch in packed])
 
 
 def batches(trees: list[PromptTree], *, max_tokens: int) -> Iterator[list[PromptTree]]:
@@ -149,18 +189,15 @@ def load_speakers(
     """
 
     def load(weights: Weights, role: str) -> Speaker:
-        # An adapter by its own name, where it names this base: its own tokenizer has the tokens that were added for it.
-        alone = weights.adapter is not None and _names_base(weights)
-        settings = ModelSettings(
-            model=str(weights.adapter) if alone else weights.source,
-            adapter=None if alone else weights.adapter,
-            trust_remote_code=trust_remote_code,
-        )
         chosen = choose_precision(precision, device, adapter=weights.adapter is not None)
-        loaded = load_model(settings, precision=chosen, device=device, seed=0)
+        loaded = load_model(weights.settings(trust_remote_code), precision=chosen, device=device, seed=0)
         loaded.model.eval().requires_grad_(False)
         active = None if loaded.adapter is None else str(loaded.adapter.active_adapter)
         return Speaker(role, weights, loaded.model, loaded.tokenizer, loaded.adapter, active, chosen.autocast)
+
+    def on_the_weights_of(one: Speaker, weights: Weights, role: str) -> Speaker:
+        active = _second_adapter(one, weights)
+        return replace(one, role=role, weights=weights, active=active, tokenizer=load_tokenizer(weights.settings(trust_remote_code)))
 
     if reference is None:
         return (load(policy, "policy"),)
@@ -168,20 +205,9 @@ def load_speakers(
         return load(policy, "policy"), load(reference, "reference")
     if policy.adapter is None:
         other = load(reference, "reference")
-        return _same_weights(other, policy, "policy", None), other
+        return on_the_weights_of(other, policy, "policy"), other
     one = load(policy, "policy")
-    return one, _same_weights(one, reference, "reference", _second_adapter(one, reference))
-
-
-def _names_base(weights: Weights) -> bool:
-    try:
-        return locate(str(weights.adapter)) == (weights.source, weights.adapter)
-    except ModelError:
-        return False
-
-
-def _same_weights(other: Speaker, weights: Weights, role: str, active: str | None) -> Speaker:
-    return Speaker(role, weights, other.model, other.tokenizer, other.adapter, active, other.autocast)
+    return one, on_the_weights_of(one, reference, "reference")
 
 
 def _second_adapter(one: Speaker, other: Weights) -> str | None:

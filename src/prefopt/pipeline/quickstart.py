@@ -32,6 +32,7 @@ from prefopt.pipeline.new import new_model
 from prefopt.pipeline.new_settings import NewSettings
 from prefopt.pipeline.reviews import Review, prompts, true_reward, write_reviews
 from prefopt.pipeline.sentiment import Figures, Labelled, Sample, Writer, compare, label
+from prefopt.report.files import RunFiles
 from prefopt.training.loop import peak_memory_gb
 from prefopt.training.narrator import Terminal, Ticker
 from prefopt.training.run import train_with
@@ -223,7 +224,7 @@ def train_stage(method: str, model: Path, out: Path, plan: Plan, seed: int, show
     own: dict[str, Any] = {"data": [str(out / "reviews.jsonl")], "batch_size": plan.sft_batch_size, "learning_rate": plan.sft_learning_rate}
     if method == "dpo":
         own = {"data": [str(out / "pairs.jsonl")], "batch_size": plan.dpo_batch_size, "learning_rate": plan.dpo_learning_rate}
-        own |= {"beta": plan.beta, "epochs": plan.dpo_epochs}
+        own |= {"beta": plan.beta, "epochs": plan.dpo_epochs, "eval_data": [str(out / "held_out_pairs.jsonl")]}
     result = train_with(
         method,
         narrator=show,
@@ -304,6 +305,7 @@ def show_end(show: Show, summary: dict[str, Any], sft: Path, out: Path) -> None:
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     show.line(f"\nDone in {minutes}:{seconds:02d}, with {summary['peak_memory_gb']:.1f} GB of memory.")
     show.line(f"The model: {out / 'dpo' / 'model'}. The figures: {out / 'summary.json'}")
+    show.line(f"The run on one page, to open in a browser: {RunFiles(out / 'dpo').report}")
     show.line("\nTry next:")
     again = f"--model {sft} --data {out / 'pairs.jsonl'} --eval-data {out / 'held_out_pairs.jsonl'}"
     show.line(f"  prefopt train dpo {again} --out runs/beta --beta 0.1 --learning-rate 1e-4")

@@ -23,7 +23,7 @@ class RunFiles:
 
     @property
     def manifest(self) -> Path:
-        """What was run: settings, what was chosen for them, digests of data and model, versions, the machine. Written once, at the start."""
+        """What was run: settings, what was chosen for them, digests of data and model, versions, the machine. Written at the start."""
         return self.path / "manifest.json"
 
     @property
@@ -89,7 +89,17 @@ class RunFiles:
     @property
     def single(self) -> tuple[Path, ...]:
         """All that are files and not folders: what a new run in the same place replaces, beside `model` and `checkpoints`."""
-        notes = (self.manifest, self.status, self.metrics, self.held_out, self.samples, self.watch, self.bad_batch, self.summary, self.report)
+        notes = (
+            self.manifest,
+            self.status,
+            self.metrics,
+            self.held_out,
+            self.samples,
+            self.watch,
+            self.bad_batch,
+            self.summary,
+            self.report,
+        )
         return (self.config, *notes, self.dropped, self.dropped_held_out)
 
 

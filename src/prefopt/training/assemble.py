@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import create_model
 
-from prefopt.config import Settings, nearest
+from prefopt.config import Settings, nearest, printable
 from prefopt.data.settings import ConversationSettings
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method, MethodSettings, Needs
@@ -27,7 +27,7 @@ def method_named(name: str) -> type[Method]:
         if row.name == name:
             return row.load()
     names = [row.name for row in METHODS]
-    raise ConfigError(f"{name}: no such method{nearest(name, names)}. Methods: {', '.join(names)}.")
+    raise ConfigError(f"{printable(name)}: no such method{nearest(name, names)}. Methods: {', '.join(names)}.")
 
 
 def groups_for(needs: Needs) -> tuple[type[Settings], ...]:

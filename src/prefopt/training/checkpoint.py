@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from prefopt.disk import flush
 from prefopt.errors import RunError
 from prefopt.methods.method import State
+from prefopt.training.processes import ALONE, Processes
+from prefopt.training.sharding import SharedFile, gathered, like, put
 
 RANDOM_STATE = "random_state"
 
@@ -58,8 +62,9 @@ class Checkpoints:
         facts: Mapping[str, Any],
         *,
         best_step: int | None = None,
+        processes: Processes = ALONE,
     ) -> Path:
-        """Write a checkpoint, then remove those that are too old.
+        """Write a checkpoint, then remove those that are too old. All processes take part; the main one writes.
 
         Args:
             parameters: the trained parameters by name.
@@ -67,40 +72,68 @@ class Checkpoints:
             progress: where the run stands.
             facts: JSON values that `newest_state` hands back: settings, data fingerprint.
             best_step: the checkpoint of that step stays, however old.
+            processes: of the run; what they hold in parts is put together.
 
         Raises:
             RunError: the disk is full or cannot be written; earlier checkpoints are as they were.
         """
         final = self.at(progress.step)
+        weights = gathered(parameters, processes)
+        moments = gathered(_optimizer_tensors(parameters, optimizer, processes), processes)
+        if processes.is_main:
+            with processes.writing():
+                self._write(final, weights, moments, progress, facts)
+                self._remove_old(final, best_step)
+        return final
+
+    def _write(
+        self, final: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], progress: Progress, facts: Mapping[str, Any]
+    ) -> None:
         draft = self.folder / f".{final.name}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".step-*"):  # by a process that was killed while writing
-                shutil.rmtree(left)
+            self._remove_drafts()
             draft.mkdir()
-            save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}, draft / "policy.safetensors")
-            save_file(_optimizer_tensors(parameters, optimizer), draft / "optimizer.safetensors")
+            save_file(dict(weights), draft / "policy.safetensors")
+            save_file(dict(moments), draft / "optimizer.safetensors")
             checksums = {path.name: _checksum(path) for path in sorted(draft.glob("*.safetensors"))}
             state = {"step": progress.step, "method_state": progress.method_state, "checksums": checksums, **facts}
             state["checksum"] = _checksum_of(state)
             (draft / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-            for path in draft.iterdir():
-                _flush(path)
+            for path in (*draft.iterdir(), draft):
+                flush(path)
             if final.exists():
-                shutil.rmtree(final)
+                self._remove(final)
             draft.rename(final)
-            _flush(self.folder)
+            flush(self.folder)
+            for later in self.all()[self.all().index(final) + 1 :]:  # passed over as damaged when the run was resumed
+                self._remove(later)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             next_step = "go on with --resume: earlier checkpoints are untouched" if self.all() else "start anew with --overwrite"
             raise RunError(f"cannot write the checkpoint {final}: {error}. Make room and {next_step}.") from None
+
+    def _remove_old(self, newest: Path, best_step: int | None) -> None:
         finished = self.all()
-        place = finished.index(final)
-        # Later ones were passed over as damaged when the run was resumed.
-        for old in [*finished[: max(0, place + 1 - self.keep)], *finished[place + 1 :]]:
+        for old in finished[: max(0, finished.index(newest) + 1 - self.keep)]:
             if best_step is None or old != self.at(best_step):
-                shutil.rmtree(old, ignore_errors=True)
-        return final
+                self._remove(old)
+
+    def tidy(self, newest: Path, best_step: int | None = None) -> None:
+        """Finish what a killed process began: remove drafts, and those that are too old beside the newest whole one."""
+        self._remove_drafts()
+        self._remove_old(newest, best_step)
+
+    def _remove(self, old: Path) -> None:
+        """It goes by one rename: a kill in the middle of deleting must not leave half of one under its name."""
+        going = self.folder / f".{old.name}.old"
+        with suppress(OSError):
+            old.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
+
+    def _remove_drafts(self) -> None:
+        for left in self.folder.glob(".step-*"):  # by a process that was killed while writing or removing
+            shutil.rmtree(left, ignore_errors=True)
 
     def at(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -108,8 +141,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        finished = [path for path in self.folder.glob("step-*") if path.name[5:].isdecimal() and (path / "state.json").is_file()]
-        return sorted(finished, key=lambda path: int(path.name[5:]))
+        return sorted((path for path in self.folder.glob("step-*") if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:]))
 
     def newest_state(self) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that is whole, and its `state.json`.
@@ -140,37 +172,42 @@ def verified(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, ["state.json"]
 
 
-def restore(path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW) -> Progress:
-    """Put a checkpoint's numbers into the model and the optimizer.
+def restore(
+    path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW, processes: Processes = ALONE
+) -> Progress:
+    """Put a checkpoint's numbers into the model and the optimizer. Only the main process reads; the others are sent what it reads.
 
     Raises:
         RunError: the checkpoint is of another model or adapter.
     """
-    saved = load_file(path / "policy.safetensors")
-    if saved.keys() != parameters.keys() or any(saved[name].shape != parameter.shape for name, parameter in parameters.items()):
+    weights = SharedFile(path / "policy.safetensors", processes)
+    if weights.shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
         raise RunError(
             f"the checkpoint {path} holds other parameters than this run trains: the model or the adapter settings have changed."
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
-    moments = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(moments.pop(RANDOM_STATE))
+    for name, tensor in weights.tensors():
+        put(parameters[name], tensor)
+    own: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for key, tensor in SharedFile(path / "optimizer.safetensors", processes).tensors():
+        if key == RANDOM_STATE:
+            states = tensor.cpu().reshape(-1, torch.get_rng_state().numel())  # one per process that there was
+            own_state = states[processes.rank if processes.rank < len(states) else 0]
+            torch.set_rng_state(own_state.clone())  # torch reads from the start of the storage, where another process's state is
+            continue
+        name, moment = key.rsplit("|", 1)
+        parameter = parameters[name]
+        if moment == "step":  # one number; AdamW keeps it beside the parameter on a GPU, and on the CPU otherwise
+            own[name][moment] = tensor.to(parameter.device if parameter.is_cuda else "cpu")
+        else:
+            own[name][moment] = like(parameter, tensor)
     for name, parameter in parameters.items():
-        own = {key.removeprefix(f"{name}|"): value for key, value in moments.items() if key.startswith(f"{name}|")}
-        optimizer.state[parameter] = {
-            key: (value if key == "step" and not parameter.is_cuda else value.to(parameter.device)) for key, value in own.items()
-        }
+        optimizer.state[parameter] = own[name]
     return Progress(step=state["step"], method_state=state["method_state"])
 
 
-def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: AdamW) -> dict[str, Tensor]:
-    tensors = {
-        f"{name}|{key}": value.detach().cpu().contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    return tensors | {RANDOM_STATE: torch.get_rng_state()}
+def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: AdamW, processes: Processes) -> dict[str, Tensor]:
+    tensors = {f"{name}|{key}": value for name, parameter in parameters.items() for key, value in optimizer.state[parameter].items()}
+    return tensors | {RANDOM_STATE: processes.collect(torch.get_rng_state())}
 
 
 def _is_whole(path: Path, checksum: str) -> bool:
@@ -188,11 +225,3 @@ def _checksum(path: Path) -> str:
 def _checksum_of(state: Mapping[str, Any]) -> str:
     """Of a `state.json` without its own checksum. Through JSON and back, which turns tuples into lists and keys into text."""
     return xxhash.xxh3_128_hexdigest(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

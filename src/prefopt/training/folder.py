@@ -4,14 +4,16 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from prefopt.config import to_yaml
+from prefopt.disk import flush
 from prefopt.errors import ConfigError, RunError
 from prefopt.report.files import RunFiles, read_lines
+from prefopt.training.lock import Lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +30,44 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint was finished."""
-        return any(self.files.checkpoints.glob("step-*/state.json"))
+        return any(self.files.checkpoints.glob("step-*"))
 
-    def prepare(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> None:
-        """Make it, where `check` finds that it can take a run; what it holds stays until `clear`.
+    def how_to_go_on(self) -> str:
+        """What is left of a run that broke off, and how to go on."""
+        if self.has_checkpoint:
+            return f"The last checkpoint in {self.files.checkpoints} is as it was: start all processes again with the same command and --resume."
+        return "No checkpoint was saved: start all processes again with the same command, and --overwrite if the folder is not empty."
+
+    @property
+    def drafts(self) -> tuple[Path, ...]:
+        """What is being written, or removed, and has another name until that is done; a process that is killed leaves it behind."""
+        old = (_going(self.files.checkpoints), _going(self.files.model))
+        return (*map(_draft_of, (*self.files.single, self.files.model)), *old)
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock a run holds."""
+        return self.path / ".lock"
+
+    def prepare(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> Lock:
+        """Make it and take its lock, where `check` finds that it can take a run; what it holds stays until `clear`.
 
         Raises:
-            ConfigError, RunError: as `check`; or it cannot be made.
+            ConfigError, RunError: as `check`; or it cannot be made, or a run is going on in it.
         """
-        self.check(resume=resume, overwrite=overwrite, models=models)
         try:
+            if not self.path.is_dir():
+                self.check(resume=resume, overwrite=overwrite, models=models)
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = Lock(self.lock)
         except OSError as error:
             raise self._cannot_make(error) from None
+        try:
+            self.check(resume=resume, overwrite=overwrite, models=models)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
 
     def check(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> None:
         """Whether it can take a run.
@@ -61,8 +88,10 @@ class RunFolder:
                 raise RunError(f"{self.path} is a file. Give a folder as out.")
             if resume:
                 self._check_resume()
-            elif self.path.is_dir() and any(path not in (self.files.dropped, self.files.dropped_held_out) for path in self.path.iterdir()):
-                self._check_overwrite(overwrite, models)
+            elif self.path.is_dir():
+                in_no_way = {self.lock, *self.drafts, self.files.dropped, self.files.dropped_held_out}
+                if any(path not in in_no_way for path in self.path.iterdir()):
+                    self._check_overwrite(overwrite, models)
         except OSError as error:
             raise self._cannot_make(error) from None
 
@@ -97,11 +126,13 @@ class RunFolder:
             RunError: it cannot be deleted.
         """
         try:
-            for path in (self.files.model, self.files.checkpoints):
-                if path.exists():
-                    shutil.rmtree(path)
-            for path in set(self.files.single).difference(keep):
-                path.unlink(missing_ok=True)
+            self._remove(self.drafts)
+            for path in (self.files.checkpoints, self.files.model):
+                if path.exists():  # in one move: half of a checkpoint or model must not stand there after a kill
+                    path.rename(_going(path))
+                    self._remove([_going(path)])
+            # The config waits for `write_config`: a folder without it may not be overwritten, and a kill may come in between.
+            self._remove(path for path in self.files.single if path not in (self.files.config, *keep))
         except OSError as error:
             raise RunError(f"cannot delete the run in {self.path}: {error}. Delete it by hand, or give another folder as out.") from None
 
@@ -111,7 +142,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        _write_whole(self.files.config, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+        _write_whole(self.files.config, to_yaml(values))
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """One of its files that hold one object.
@@ -141,15 +172,39 @@ class RunFolder:
         except OSError as error:
             raise _cannot_write(path, error) from None
 
+    def flush(self) -> None:
+        """See to it that the lines are on the disk before a checkpoint is: one that knows of more steps than they would leave a gap.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        for path in (self.files.metrics, self.files.samples, self.files.watch):
+            try:
+                flush(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _cannot_write(path, error) from None
+
     def keep_steps(self, step: int) -> None:
         """Leave what was noted up to a step: what came after the checkpoint is about to be made again.
 
         Raises:
             RunError: a file cannot be written; it holds all that it held.
         """
+        self._remove(map(_draft_of, self.files.single))
+        self._remove([self.files.bad_batch])  # the step is taken again
         for path in (self.files.metrics, self.files.samples, self.files.watch):
             if path.is_file():
                 self.write_lines(path, [row for row in read_lines(path) if row.get("step", 0) <= step])
+
+    @staticmethod
+    def _remove(paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
@@ -167,13 +222,26 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), ensure_ascii=False) + "\n"
 
 
+def _draft_of(path: Path) -> Path:
+    """Where a file or folder is written, before it appears under its name."""
+    return path.with_name(f".{path.name}.new")
+
+
+def _going(path: Path) -> Path:
+    """Where a folder is removed, after it has gone from under its name."""
+    return path.with_name(f".{path.name}.old")
+
+
 def _write_whole(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
-    draft = path.with_name(f".{path.name}.new")
+    draft = _draft_of(path)
     try:
         draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
+        flush(draft)  # some disks say only now that they are full
         draft.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
 
 

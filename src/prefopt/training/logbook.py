@@ -12,6 +12,7 @@ from prefopt.errors import PrefoptError
 from prefopt.report.files import read_json, read_lines
 from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.folder import RunFolder
+from prefopt.training.lock import Lock
 from prefopt.training.narrator import Narrator
 from prefopt.training.watch import Finding, Watch, WatchedRun
 
@@ -36,6 +37,8 @@ class Logbook:
         self.num_steps = 0
         self.watch: Watch | None = None
         self.is_open = False
+        self.lock: Lock | None = None
+        """Keeps other runs out of the folder; on the main process, from the time that the folder was found fit."""
 
     def begin(self, start: RunStart, manifest: Mapping[str, Any], *, num_steps: int) -> None:
         """The folder belongs to this run from now on."""
@@ -97,6 +100,12 @@ class Logbook:
             self.narrator.say(f"note: {another}")
         for callback in self.callbacks:
             callback.on_failure(error)
+
+    def close(self) -> None:
+        """The folder may take another run."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def status(self, state: str, message: str = "") -> None:
         """Where the run stands, in `status.json`."""

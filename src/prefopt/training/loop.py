@@ -8,7 +8,6 @@ import math
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class Trainer:
 
     Attributes:
         policy: the model that is trained.
-        wrapped: the same, as processes share it (DDP); the policy itself on one process.
+        wrapped: the same, as processes share it; the policy itself on one process, and where its weights are cut into parts.
         method: gives the loss.
         reference: None for methods without.
         optimizer, schedule, max_grad_norm: how the weights move.
@@ -296,14 +295,3 @@ def not_finite(loss: float, grad_norm: float, step: int, trees: Sequence[PromptT
         trees,
         examples,
     )
-
-
-def ddp(policy: Policy, processes: Processes) -> nn.Module:
-    """The policy as the processes of the run share it."""
-    if processes.count == 1:
-        return policy
-    device_ids = [processes.device.index] if processes.device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # torch 2.13 has another name for it, which 2.11 does not know.
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        return DistributedDataParallel(policy, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from prefopt.methods.method import DefaultRates
@@ -58,5 +59,6 @@ def set_learning_rate(optimizer: AdamW, rate: float) -> None:
 
 
 def clip_gradients(module: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale gradients down to the norm; returns what it was, on the device."""
-    return nn.utils.clip_grad_norm_([parameter for parameter in module.parameters() if parameter.grad is not None], max_norm)
+    """Scale gradients down to the norm; returns what it was, on the device: that of the whole gradient, where processes hold parts."""
+    norm = nn.utils.clip_grad_norm_([parameter for parameter in module.parameters() if parameter.grad is not None], max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

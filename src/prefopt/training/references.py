@@ -5,7 +5,8 @@ first step, and no second model is ever in memory; the values stay on disk for t
 """
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,22 +23,20 @@ from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
 from prefopt.models.reference import (
     AdapterOff,
-    CachedReference,
     DataReference,
     FrozenAdapter,
     FrozenCopy,
     Reference,
-    completion_keys,
     data_has_reference,
-    prompt_key,
-    split_by_key,
 )
 from prefopt.models.reference_cache import CacheContext, ReferenceCache, weights_digest
 from prefopt.training.assemble import reference_settings
 from prefopt.training.cut import cut
 from prefopt.training.narrator import Narrator
+from prefopt.training.precompute import precompute
 from prefopt.training.processes import Processes
 from prefopt.training.settings import RunSettings
+from prefopt.training.sharding import Parallel, shard
 from prefopt.trees import PromptTree
 
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -89,7 +88,8 @@ def other_reference(
     name = reference_settings(settings).reference
     assert name is not None
     plain = settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
-    loaded = load_model(plain, precision=precision, device=processes.device, seed=0)
+    apart = settings.parallel == "fsdp" and processes.count > 1
+    loaded = load_model(plain, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=0)
     ids = [ids for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions))]
     used = set(np.unique(np.concatenate(ids)).tolist())
     theirs = loaded.tokenizer.get_vocab()
@@ -98,7 +98,8 @@ def other_reference(
             f"the reference {name} reads other tokens than {settings.model}: {len(other)} of those in the data have another number "
             f"or none there (such as {', '.join(map(repr, other[:3]))}). Give a reference with the same tokenizer."
         )
-    proof = prove(loaded.model, max_length=max(tree.longest for tree in trees), autocast=precision.autocast)
+    longest = max(tree.longest for tree in trees)
+    proof = prove(loaded.model, max_length=longest, autocast=precision.autocast, apart=processes.device if apart else None)
     return FrozenCopy(Policy(loaded.model, proof.path)), loaded, f"reference: {name}; {proof.sentence()}"
 
 
@@ -122,92 +123,73 @@ def cache_context(loaded: LoadedModel, path: EnginePath, precision: Precision, p
     )
 
 
-def precompute(
-    reference: Reference,
-    trees: Sequence[PromptTree],
-    cache: ReferenceCache,
-    *,
-    path: EnginePath,
-    max_tokens: int,
-    autocast: torch.dtype | None,
-    processes: Processes,
-    narrator: Narrator,
-) -> CachedReference:
-    """The reference's values of all trees, from the cache where it has them.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The reference of a run, before its first use.
 
-    Processes share the work through the cache; one that cannot read the others' values computes them itself.
+    Attributes:
+        reference: gives the values. A second model is whole until `ready`.
+        path: how its model is run.
+        context: what its values depend on; None: they are not kept.
     """
-    keyed = {key: tree for tree in trees for key in tree_keys(tree)}
-    values = cache.get(keyed)
-    narrator.say(
-        f"reference: {len(values)} of {len(keyed)} values come from the cache {cache.path}"
-        if values
-        else "reference: computed before training, and kept"
-    )
 
-    def compute(missing: list[PromptTree], share: int, of: int) -> None:
-        if not missing:
-            return
-        mine = [batch for batch in cut(missing, max_tokens=max_tokens, sharing=path.sharing, num_processes=of)[share] if batch.counts]
-        with narrator.progress("reference", len(mine)) as ticker:
-            for done, micro_batch in enumerate(mine, 1):
-                batch = pack(micro_batch.trees, sharing=path.sharing, device=processes.device)
-                with torch.autocast(processes.device.type, dtype=autocast, enabled=autocast is not None):
-                    logps = reference.logps(batch)
-                assert isinstance(logps, TokenLogps)
-                fresh = split_by_key(batch, logps)
-                values.update(fresh)
-                cache.put(fresh)
-                ticker.step(done, {})
+    reference: Reference
+    path: EnginePath
+    context: CacheContext | None
 
-    compute(lacking(trees, values), processes.rank, processes.count)
-    if processes.count > 1:
-        processes.wait()
-        values.update(cache.get(key for key in keyed if key not in values))
-        compute(lacking(trees, values), 0, 1)
-    return CachedReference(values)
+    def ready(
+        self,
+        trees: Sequence[PromptTree],
+        *,
+        cache_folder: Path | None,
+        max_tokens: int,
+        precision: Precision,
+        parallel: Parallel,
+        processes: Processes,
+        narrator: Narrator,
+    ) -> Reference:
+        """The reference as the steps use it; by now the policy is shared among the processes.
 
-
-def lacking(trees: Sequence[PromptTree], values: Container[bytes]) -> list[PromptTree]:
-    """Trees that together hold all values that are not there; one that adds nothing to those before it is left out."""
-    found: list[PromptTree] = []
-    claimed: set[bytes] = set()
-    for tree in trees:
-        keys = tree_keys(tree)
-        if any(key not in values and key not in claimed for key in keys):
-            found.append(tree)
-            claimed.update(keys)
-    return found
+        Args:
+            trees: all that will be asked for, held-out ones included.
+            cache_folder: where values are kept.
+            max_tokens, precision, parallel, processes, narrator: of the run.
+        """
+        if isinstance(self.reference, FrozenCopy) and parallel == "fsdp" and processes.count > 1:
+            shard(self.reference.policy, processes)
+        if self.context is None or cache_folder is None:
+            return self.reference
+        return precompute(
+            self.reference,
+            trees,
+            ReferenceCache(cache_folder, self.context),
+            path=self.path,
+            max_tokens=max_tokens,
+            autocast=precision.autocast,
+            processes=processes,
+            narrator=narrator,
+        )
 
 
-def tree_keys(tree: PromptTree) -> list[bytes]:
-    """Keys of all values of a tree."""
-    key = prompt_key(tree)
-    return completion_keys(tree) + ([] if key is None else [key])
-
-
-def make_reference(
+def choose_reference(
     method: Method,
     settings: RunSettings,
     policy: Policy,
     loaded: LoadedModel,
     trees: Sequence[PromptTree],
     *,
-    cache_folder: Path | None,
-    max_tokens: int,
     precision: Precision,
     processes: Processes,
     narrator: Narrator,
-) -> Reference | None:
-    """The reference of a run, ready for its first step.
+) -> Choice | None:
+    """The reference of a run; None for a method without. Before the processes share the policy: it may be copied here.
 
     Args:
         method: whether it needs one.
-        settings: whether the user names another model.
+        settings: whether the user names another model, and whether values are kept.
         policy, loaded: before training.
         trees: all that will be asked for, held-out ones included.
-        cache_folder: where values are kept; None: no cache, a reference is run in every step.
-        max_tokens, precision, processes, narrator: of the run.
+        precision, processes, narrator: of the run.
 
     Raises:
         DataError: some completions bring reference values and some do not.
@@ -217,7 +199,8 @@ def make_reference(
         return None
     if data_has_reference(trees):
         narrator.say("reference: the sums that come with the data")
-        return DataReference()
+        return Choice(DataReference(), policy.path, None)
+    keeps = reference_settings(settings).reference_cache
     reference: Reference
     path, reference_model = policy.path, loaded
     if reference_settings(settings).reference is not None:
@@ -225,21 +208,11 @@ def make_reference(
         path = reference.policy.path
         narrator.say(sentence)
     else:
-        reference = start_reference(policy, loaded, in_place=cache_folder is not None)
-    if cache_folder is None:
+        reference = start_reference(policy, loaded, in_place=keeps)
+    if not keeps:
         narrator.say(f"reference: {DESCRIPTIONS[type(reference)]}, run in every step")
-        return reference
-    context = cache_context(reference_model, path, precision, processes)
-    return precompute(
-        reference,
-        trees,
-        ReferenceCache(cache_folder, context),
-        path=path,
-        max_tokens=max_tokens,
-        autocast=precision.autocast,
-        processes=processes,
-        narrator=narrator,
-    )
+        return Choice(reference, path, None)
+    return Choice(reference, path, cache_context(reference_model, path, precision, processes))
 
 
 DESCRIPTIONS: dict[type, str] = {

@@ -5,11 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+import prefopt
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
+from prefopt.models.policy import EnginePath
 from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.environment import differences
+from prefopt.training.processes import ALONE, Processes
 from prefopt.training.settings import RunSettings
+from prefopt.training.sharding import weights_sample
 
 FREE = (
     "out",
@@ -36,6 +43,9 @@ ROUNDING = ("max_tokens", "gradient_checkpointing", "sharing", "device", "parall
 ELSEWHERE = ("data", "resume", "overwrite")
 """The data's digest decides, not how it is spelled; the others are about this start of the run."""
 
+PATHS = ("model", "adapter", "reference", "data", "eval_data", "out", "cache_dir")
+"""Settings that may be spelled in another way on each machine of a run."""
+
 
 def config_values(method: Method, settings: RunSettings) -> dict[str, Any]:
     """All settings, as `config.yaml` holds them."""
@@ -51,13 +61,30 @@ def fixed_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
     return {name: value for name, value in config_values(method, settings).items() if name not in (*FREE, *ELSEWHERE)}
 
 
-def find_checkpoint(checkpoints: Checkpoints, method: Method, settings: RunSettings) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint, of a run with these settings.
+def facts_to_agree_on(method: Method, settings: RunSettings, model: nn.Module, data: str, path: EnginePath) -> dict[str, str]:
+    """What must be the same on all processes, by name. Paths may differ: what lies there must not."""
+    values = {name: str(value) for name, value in config_values(method, settings).items() if name not in PATHS}
+    versions = {"prefopt": prefopt.__version__, "torch": torch.__version__}
+    return {
+        **{f"the version of {name}": version for name, version in versions.items()},
+        **{f"the setting {name}": value for name, value in values.items()},
+        "the data": data,
+        "the model": weights_sample(model),
+        "the way to run the model": str(path),
+    }
+
+
+def find_checkpoint(
+    checkpoints: Checkpoints, method: Method, settings: RunSettings, processes: Processes = ALONE
+) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint, of a run with these settings. The main process looks for it, and tells the others.
 
     Raises:
         RunError: there is none, or settings have changed that must not: names them, and those that may.
     """
-    path, state = checkpoints.newest_state()
+    found = checkpoints.newest_state() if processes.is_main else None
+    where, state = processes.share(found and [str(found[0]), found[1]])
+    path = Path(where)
     before = {name: value for name, value in state["settings"].items() if name not in ROUNDING}
     now = {name: value for name, value in fixed_settings(method, settings).items() if name not in ROUNDING}
     if before["method"] != now["method"]:  # their own settings differ, of course

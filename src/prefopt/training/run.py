@@ -6,6 +6,7 @@ data -> model -> proof of the engine -> reference -> loop -> model folder, summa
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,18 @@ from prefopt.training.cut import check_fits
 from prefopt.training.examples import load_data, needed_trees, within_context
 from prefopt.training.folder import RunFolder
 from prefopt.training.logbook import Logbook
-from prefopt.training.loop import Trainer, ddp
+from prefopt.training.loop import Trainer
 from prefopt.training.manifest import make_manifest
 from prefopt.training.narrator import Narrator, Quiet, Terminal
 from prefopt.training.optimizer import Schedule, make_optimizer, usual_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes, join
-from prefopt.training.references import make_reference
-from prefopt.training.resume import check_data, find_checkpoint
+from prefopt.training.references import choose_reference
+from prefopt.training.resume import check_data, facts_to_agree_on, find_checkpoint
 from prefopt.training.runner import Runner
 from prefopt.training.samples import make_sampler
 from prefopt.training.settings import RunSettings
+from prefopt.training.sharding import saved_weights, wrap
 from prefopt.training.words import closing_lines, opening_lines
 
 
@@ -83,14 +85,22 @@ def train(
     if isinstance(method, str):
         kind = method_named(method)
         method = kind(own_settings(kind, settings))
-    with join(settings.device) as processes:
-        speaker = (narrator or Terminal()) if processes.is_main else Quiet()
-        book = Logbook(RunFolder(settings.out.expanduser()), speaker, callbacks, is_main=processes.is_main)
-        try:
+    book: Logbook | None = None
+    try:
+        with join(settings.device) as processes:
+            speaker = (narrator or Terminal()) if processes.is_main else Quiet()
+            book = Logbook(RunFolder(settings.out.expanduser()), speaker, callbacks, is_main=processes.is_main)
+            if processes.lifeline is not None:
+                processes.lifeline.advice = book.folder.how_to_go_on
+                processes.lifeline.at_end = partial(book.failed, stopped=False)
             return _run(method, settings, processes, book)
-        except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # where another process is gone, `join` has said so by now
+        if book is not None:
             book.failed(error, stopped=isinstance(error, RunStopped | KeyboardInterrupt))
-            raise
+        raise
+    finally:
+        if book is not None:
+            book.close()
 
 
 def _run(method: Method, settings: RunSettings, processes: Processes, book: Logbook) -> RunResult:
@@ -101,14 +111,15 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     with processes.main_first():
         if processes.is_main:
             models = (settings.model, settings.adapter, reference_settings(settings).reference)
-            folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
+            book.lock = folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
     as_given = settings
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
-    checkpoint = find_checkpoint(checkpoints, method, settings) if settings.resume else None
+    checkpoint = find_checkpoint(checkpoints, method, settings, processes) if settings.resume else None
     torch.manual_seed(settings.seed % 2**63)  # any whole number will do
     adapter = bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
     precision = choose_precision(settings.precision, processes.device, adapter=adapter)
-    loaded = load_model(settings, precision=precision, device=processes.device, seed=settings.seed)
+    apart = settings.parallel == "fsdp" and processes.count > 1  # no device ever holds the whole model
+    loaded = load_model(settings, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=settings.seed)
     settings = within_context(settings, loaded, narrator)
     num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     usual_rate = usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
@@ -117,8 +128,15 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         data = load_data(method, settings, loaded, folder if processes.is_main else None, narrator)
     if checkpoint is not None:
         check_data(*checkpoint, data.facts["fingerprint"])
-    proof = prove(loaded.model, max_length=settings.max_length, sharing=settings.sharing, autocast=precision.autocast)
+    proof = prove(
+        loaded.model,
+        max_length=settings.max_length,
+        sharing=settings.sharing,
+        autocast=precision.autocast,
+        apart=processes.device if apart else None,
+    )
     policy = Policy(loaded.model, proof.path)
+    processes.agree(facts_to_agree_on(method, settings, loaded.model, data.facts["fingerprint"], proof.path))
     check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
     order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
@@ -132,23 +150,24 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         "num_steps": order.num_steps,
         "max_length": settings.max_length,
     }
-    reference = make_reference(
-        method,
-        settings,
-        policy,
-        loaded,
-        needed_trees(order, data),
-        cache_folder=cache_folder(settings.cache_dir).parent / "reference" if reference_settings(settings).reference_cache else None,
-        max_tokens=settings.max_tokens,
-        precision=precision,
-        processes=processes,
-        narrator=narrator,
-    )
+    trees = needed_trees(order, data)
+    choice = choose_reference(method, settings, policy, loaded, trees, precision=precision, processes=processes, narrator=narrator)
+    wrapped = wrap(policy, processes, settings.parallel)
     trainer = Trainer(
         policy=policy,
-        wrapped=ddp(policy, processes),
+        wrapped=wrapped,
         method=method,
-        reference=reference,
+        reference=None
+        if choice is None
+        else choice.ready(
+            trees,
+            cache_folder=cache_folder(settings.cache_dir).parent / "reference",
+            max_tokens=settings.max_tokens,
+            precision=precision,
+            parallel=settings.parallel,
+            processes=processes,
+            narrator=narrator,
+        ),
         optimizer=make_optimizer(trained_parameters(policy), weight_decay=settings.weight_decay),
         schedule=Schedule(learning_rate, order.num_steps, settings.warmup_ratio, settings.lr_schedule),
         max_grad_norm=settings.max_grad_norm,
@@ -173,8 +192,10 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     )
     summary = runner.go()
     summary.setdefault("seconds", round(time.perf_counter() - began, 2))  # of a run that had finished before, those it took then
+    weights = saved_weights(loaded.adapter or loaded.model, processes, trained_only=loaded.adapter is not None)
     if processes.is_main:
-        save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn)
+        with processes.writing():
+            save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
         book.end(summary)
         for line in closing_lines(summary, folder):
             narrator.say(line)

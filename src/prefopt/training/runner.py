@@ -124,7 +124,8 @@ class Runner:
 
     def _resume(self, checkpoint: Checkpoint, stop: StopRequest) -> Course:
         path, state = checkpoint
-        progress = restore(path, state, self.parameters, self.trainer.optimizer)
+        progress = restore(path, state, self.parameters, self.trainer.optimizer, self.processes)
+        best = Best(**state["best"]) if state.get("best") else None
         self.saved_step = progress.step
         self.opening, self.seconds = state["opening"], state["training_seconds"]
         fixed = fixed_settings(self.trainer.method, self.settings)
@@ -132,6 +133,7 @@ class Runner:
         with self.processes.main_first():
             if self.processes.is_main:
                 self.folder.keep_steps(progress.step)
+                self.checkpoints.tidy(path, self._best_kept(best))
                 earlier = read_json(self.folder.files.manifest) or self.manifest
                 resumed = {"step": progress.step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "differences": different}
                 self.manifest = earlier | {"resumed": [*earlier.get("resumed", []), resumed]}
@@ -141,7 +143,7 @@ class Runner:
             self.narrator.say(
                 f"note: {'; '.join(different)}. From here on the figures may differ in their last digits from those of a run in one piece."
             )
-        return self._course(progress, Best(**state["best"]) if state.get("best") else None, stop)
+        return self._course(progress, best, stop)
 
     def _open_book(self, step: int, stop: StopRequest) -> None:
         if self.data.held_out:
@@ -177,24 +179,30 @@ class Runner:
         return figures
 
     def _save(self, course: Course) -> None:
+        facts = {
+            "settings": fixed_settings(self.trainer.method, self.settings),
+            "data": self.data.facts["fingerprint"],
+            "environment": self.manifest["environment"],
+            "best": asdict(course.best) if course.best else None,
+            "opening": self.opening,
+            "training_seconds": time.perf_counter() - self.started,
+        }
         if self.processes.is_main:
-            facts = {
-                "settings": fixed_settings(self.trainer.method, self.settings),
-                "data": self.data.facts["fingerprint"],
-                "environment": self.manifest["environment"],
-                "best": asdict(course.best) if course.best else None,
-                "opening": self.opening,
-                "training_seconds": time.perf_counter() - self.started,
-            }
-            self.checkpoints.save(
-                self.parameters,
-                self.trainer.optimizer,
-                Progress(course.step, course.state),
-                facts,
-                best_step=course.best.step if course.best and self.settings.keep_best else None,
-            )
+            self.folder.flush()
+        self.checkpoints.save(
+            self.parameters,
+            self.trainer.optimizer,
+            Progress(course.step, course.state),
+            facts,
+            best_step=self._best_kept(course.best),
+            processes=self.processes,
+        )
         self.saved_step = course.step
         self.processes.wait()
+
+    def _best_kept(self, best: Best | None) -> int | None:
+        """The step whose checkpoint stays, however old."""
+        return best.step if best and self.settings.keep_best else None
 
     def _note_broken(self, error: NotFinite, course: Course) -> None:
         """Write the step's examples, and a checkpoint of the weights, which are as they were."""
@@ -217,11 +225,11 @@ class Runner:
         if self.settings.early_stop is None or course.best is None or course.best.step == course.step:
             return
         path = self.checkpoints.at(course.best.step)
-        state, damaged = verified(path)
+        state, damaged = self.processes.share(verified(path) if self.processes.is_main else None)
         if damaged:
             self.narrator.say(f"note: {path}, the best checkpoint, is damaged ({', '.join(damaged)}); the model is that of the last step")
             return
-        restore(path, state, self.parameters, self.trainer.optimizer)
+        restore(path, state, self.parameters, self.trainer.optimizer, self.processes)
         self.narrator.say(f"the model is taken from step {course.best.step}, where the held-out loss was lowest: {course.best.loss:.4f}")
         self.opening["model_step"] = course.best.step
 

@@ -47,6 +47,11 @@ class RunSettings(DataSettings, ModelSettings):
     report: bool = Setting(True, help="Write report.html, one page about the run, at the end; `prefopt report` makes it at any time.")
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Setting([], help="Also send metrics to these.")
     seed: int = Setting(0, ge=0, help="Seed of the data order and of everything drawn at random.")
+    parallel: Literal["ddp", "fsdp"] = Setting(
+        "ddp",
+        help="What several processes share: `ddp` keeps the whole model on each (fastest where it fits); `fsdp` keeps a part of every "
+        "weight on each, for models that one GPU cannot hold.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where to train; `auto` takes a GPU where there is one.")
     memory_check: bool = Setting(True, help="Estimate the memory first, and refuse to start what will not fit.")
     resume: bool = Setting(False, help="Go on from the newest checkpoint in `out`.")

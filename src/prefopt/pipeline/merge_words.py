@@ -1,0 +1,96 @@
+"""What is said about a merge: on the terminal, and on the page beside the weights."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from prefopt.models.load import is_hub_name
+from prefopt.models.merge import MERGED, Change
+from prefopt.pipeline.merge_check import Comparison
+
+TOO_MUCH_BEHAVIOUR = 0.1
+"""Share of what the adapter does to log-probs, or to margins, above which rounding is warned of. A tenth of the margins is as if β
+or the learning rate had been another by a tenth: about what some hundred held-out pairs can tell apart."""
+
+TOO_MUCH_WEIGHTS = 0.5
+"""Length of what rounding does to the weights, relative to what the adapter did, above which it is warned of whatever the texts
+show. On a base that is kept in bf16, rounding by 0.37 of the adapter took 5 % of the margins, 0.73 took 42 %, 0.91 took 76 %."""
+
+
+def found_lines(base: str, adapter: str, model: PreTrainedModel, kind: str, change: Change) -> list[str]:
+    """What was merged."""
+    layers = len({module.name.rpartition(".")[0] for module in change.modules})
+    lines = [
+        f"base: {base}, {type(model).__name__}, {model.num_parameters():,} parameters",
+        f"adapter: {adapter}, {kind}, changes {layers} layers",
+    ]
+    if change.is_nothing:
+        lines.append("note: the adapter changes no weight at all: the merged model is its base. Was it saved before training?")
+    return lines
+
+
+def check_lines(comparison: Comparison) -> list[str]:
+    """How far merged and unmerged are apart, and beside it what the adapter does."""
+    return [
+        f"compared on {comparison.num_tokens:,} tokens of {comparison.texts}, in nats per token:",
+        f"  the adapter moves log-probs by {comparison.effect:.2g} on average",
+        f"  merged in float32, at most {comparison.merged:.1g} from base with adapter (up to {comparison.allowed:.1g} is arithmetic)",
+    ]
+
+
+def loses_too_much(comparison: Comparison, change: Change) -> bool:
+    """Whether saving in the wanted precision loses more of what was learned than should pass without a word."""
+    behaviour = comparison.saved_mean > max(TOO_MUCH_BEHAVIOUR * comparison.effect, comparison.noise)
+    margins = comparison.margins_moved is not None and comparison.margins_moved > TOO_MUCH_BEHAVIOUR
+    return not change.is_nothing and (behaviour or margins or change.lost > TOO_MUCH_WEIGHTS)
+
+
+def loss_lines(comparison: Comparison, change: Change, precision: str) -> list[str]:
+    """What lies on disk, compared with what was trained; a warning where rounding took much of it."""
+    if precision == "float32" or change.is_nothing:
+        return [f"  read back from disk, in {precision}: at most {comparison.saved_largest:.1g} from base with adapter"]
+    far = f"{comparison.saved_mean:.2g} on average from base with adapter, {comparison.saved_largest:.2g} at most"
+    lines = [f"  read back from disk, in {precision}: {far}"]
+    lines += [f"what saving in {precision} loses, relative to what the adapter did:"]
+    lines += [f"  {what:<12}{loss}" for what, loss in losses(comparison, change).items()]
+    if loses_too_much(comparison, change):
+        lines.append(f"WARNING: {warning(change, precision)}")
+    return lines
+
+
+def losses(comparison: Comparison, change: Change) -> dict[str, str]:
+    """What rounding costs, in figures: of the weights, the log-probs and the margins."""
+    lost = {
+        "weights": f"{change.lost:.1%} ({change.worst.lost:.0%} in {change.worst.name}); "
+        f"{change.vanished:.1%} of the changed numbers are the base's again"
+    }
+    if comparison.effect:
+        lost["log-probs"] = f"{comparison.saved_mean / comparison.effect:.1%}"
+    if comparison.margins_moved is not None:
+        lost["margins"] = f"{comparison.margins_moved:.1%}; {comparison.preferences_lost} of {comparison.num_pairs} pairs turn around"
+    return lost
+
+
+def warning(change: Change, precision: str) -> str:
+    """What is lost and why, and what to do."""
+    why = (
+        f"the base is kept in {precision}, and whatever is smaller than half the gap to the next number is gone"
+        if change.base_is_rounded
+        else "rounding the base, which is kept in more bits, is not little beside what the adapter changes"
+    )
+    return (
+        f"{precision} loses a good part of what was learned: {why}. Save in float32 (leave --precision out), "
+        "or serve the base as it is with the adapter beside it."
+    )
+
+
+def card(base: str, adapter: str, precision: str, comparison: Comparison, change: Change) -> str:
+    """The page beside the weights: what this model is, and how that was checked."""
+    hub = is_hub_name(base)
+    head = ["---", "library_name: transformers", *([f"base_model: {base}"] if hub else []), "---"]
+    # Paths of this machine say nothing to others, their last part may.
+    short_base = base if hub else Path(base).name
+    short_adapter = Path(adapter).parent.name if Path(adapter).name == "model" else Path(adapter).name
+    made = f"`{short_base}` with the adapter `{short_adapter}` in its weights, merged in float32 by prefopt and saved in {precision}."
+    checked = ["```text", *check_lines(comparison), *loss_lines(comparison, change, precision), "```"]
+    return "\n".join([*head, "", "# A merged model", "", made, "", *checked, "", f"The figures stand in `{MERGED}` too.", ""])

@@ -1,0 +1,185 @@
+"""Answers on a screen: side by side where a terminal is wide enough, one below the other where it is not, plain text elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.rollout.stream import Stream
+
+WIDE = 100
+"""Columns of a terminal from which on two answers stand side by side: less than 48 for each is hard to read."""
+
+GUTTER = 3
+SECONDS_PER_FRAME = 0.05
+STYLES = {"policy": "bold green", "reference": "bold cyan"}
+
+
+@dataclass(slots=True)
+class Column:
+    """One model's answer.
+
+    Attributes:
+        title: whose it is.
+        text: the answer so far.
+        note: what there is to say about it, below.
+    """
+
+    title: str
+    text: str = ""
+    note: str = ""
+
+    def lines(self, console: Console, width: int) -> list[Text]:
+        """Its lines at that width, the title first."""
+        body = Text(shown(self.text.strip())).wrap(console, width)
+        lines = [Text(self.title, style=STYLES.get(self.title, "bold")), *body]
+        return [*lines, *Text(self.note, style="dim").wrap(console, width)] if self.note else lines
+
+
+@dataclass(slots=True)
+class Page:
+    """The answers to one prompt.
+
+    Attributes:
+        columns: from left to right, or from top to bottom.
+        growing: while they grow, what does not fit on the screen is left out at the top: the end is what one reads.
+    """
+
+    columns: Sequence[Column]
+    growing: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, room = options.max_width, max(3, console.height - 2)
+        if len(self.columns) < 2 or width < WIDE:
+            stacked = [line for column in self.columns for line in (*column.lines(console, width), Text(""))][:-1]
+            yield from self._end(stacked, room)
+            return
+        each = (width - GUTTER * (len(self.columns) - 1)) // len(self.columns)
+        grid = Table.grid(padding=(0, GUTTER, 0, 0), pad_edge=False)
+        sides = [column.lines(console, each) for column in self.columns]
+        for _ in sides:
+            grid.add_column(width=each, no_wrap=True)
+        # The titles stay, whatever scrolls away below them.
+        grid.add_row(*(side[0] for side in sides))
+        grid.add_row(*(Text("\n").join(self._end(side[1:], room - 1)) for side in sides))
+        yield grid
+
+    def _end(self, lines: list[Text], room: int) -> list[Text]:
+        return lines[-room:] if self.growing else lines
+
+
+class Screen(Protocol):
+    """Where answers appear."""
+
+    def show(self, streams: Sequence[tuple[str, Stream]], note: Callable[[Stream], str], stopped: Callable[[], bool]) -> None:
+        """Runs the streams to their ends, and shows what they write.
+
+        Args:
+            streams: each with the name of who writes it.
+            note: what to say below an answer that is over.
+            stopped: whether to break off; asked between tokens.
+        """
+
+    def say(self, line: str) -> None:
+        """A sentence about what goes on."""
+
+
+class LiveScreen:
+    """A terminal: text appears as it is written."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, line: str) -> None:
+        """A sentence, dimmed."""
+        self.console.print(Text(line, style="dim"))
+
+    def show(self, streams: Sequence[tuple[str, Stream]], note: Callable[[Stream], str], stopped: Callable[[], bool]) -> None:
+        """Side by side both write at once, token by token in turn; one below the other each waits for the one above."""
+        columns = [Column(name) for name, _ in streams]
+        page = Page(columns, growing=True)
+        at_once = self.console.width >= WIDE
+        drawn = 0.0
+        with Live(page, console=self.console, auto_refresh=False, vertical_overflow="visible") as live:
+            for place in taking_turns([stream for _, stream in streams], at_once=at_once, stopped=stopped):
+                stream = streams[place][1]
+                columns[place].text = stream.text
+                if stream.stopped is not None:
+                    columns[place].note = note(stream)
+                if (now := time.monotonic()) - drawn > SECONDS_PER_FRAME:
+                    live.refresh()
+                    drawn = now
+            for column, (_, stream) in zip(columns, streams, strict=True):
+                column.note = note(stream)
+            page.growing = False
+            live.refresh()
+        self.console.print()
+
+
+class PlainScreen:
+    """Anything that is no terminal: one answer after the other, each with the name of who gives it.
+
+    Args:
+        file: where to.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def say(self, line: str) -> None:
+        """A sentence on a line of its own."""
+        print(line, file=self.file, flush=True)
+
+    def show(self, streams: Sequence[tuple[str, Stream]], note: Callable[[Stream], str], stopped: Callable[[], bool]) -> None:
+        """The pieces as they come."""
+        for name, stream in streams:
+            print(f"{name}: ", end="", file=self.file)
+            for piece in stream:
+                begins = not stream.text[: len(stream.text) - len(piece)].strip()
+                print(piece.lstrip() if begins else piece, end="", file=self.file, flush=True)
+                if stopped():
+                    break
+            below = note(stream)
+            print(f"\n{below}" if below else "", file=self.file, flush=True)
+        print(file=self.file, flush=True)
+
+
+def taking_turns(streams: Sequence[Stream], *, at_once: bool, stopped: Callable[[], bool]) -> Iterator[int]:
+    """Runs the streams, one token at a time; gives the place of the one that took a step."""
+    pieces = [iter(stream) for stream in streams]
+    groups = [list(range(len(streams)))] if at_once else [[place] for place in range(len(streams))]
+    for group in groups:
+        going = group
+        while going:
+            still = []
+            for place in going:
+                if stopped():
+                    return
+                if next(pieces[place], None) is not None:
+                    still.append(place)
+                    yield place
+            going = still
+
+
+def shown(text: str) -> str:
+    """Text that can do nothing to a terminal but stand on it: control characters are written out, tabs become spaces."""
+    if text.isprintable():
+        return text
+    text = text.expandtabs(4)
+    return "".join(char if char == "\n" or not is_control(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def is_control(char: str) -> bool:
+    """Whether a terminal would act on it, or cannot write it."""
+    return char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff"
+
+
+def rule(console: Console, title: str) -> None:
+    """A line across the terminal with a title in it."""
+    console.print(Rule(Text(title), align="left", style="dim"))

@@ -1,0 +1,393 @@
+"""A run's folder, read: whatever of its files is there, of a run in any state.
+
+Nothing here fails because a file is missing, half written or of an older version: what cannot be read is left out, and
+counted where it should have been there. Only a folder that holds no run at all is an error.
+"""
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefopt.errors import ConfigError
+from prefopt.report.files import RunFiles, read_json, read_lines
+from prefopt.report.text import number
+
+
+@dataclass(slots=True)
+class Curve:
+    """One metric over the steps, as two columns of the same length; values that were not finite are not in it."""
+
+    steps: "array[float]" = field(default_factory=lambda: array("d"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def add(self, step: float, value: float) -> None:
+        """One more value."""
+        self.steps.append(step)
+        self.values.append(value)
+
+
+@dataclass(slots=True)
+class Metrics:
+    """`metrics.jsonl` by columns: a run of many steps would not fit in memory by rows.
+
+    Attributes:
+        curves: metric -> its values.
+        last: the newest row's numbers.
+        last_step: its step; 0 before the first.
+        num_rows: rows read.
+        num_unread: lines that are no rows; a last one that is still being written is not counted.
+    """
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    last_step: int = 0
+    num_rows: int = 0
+    num_unread: int = 0
+
+    def curve(self, name: str) -> Curve:
+        """A metric's values; empty where there are none."""
+        return self.curves.get(name) or Curve()
+
+    def newest(self, name: str) -> float | None:
+        """A metric's newest value."""
+        curve = self.curves.get(name)
+        return curve.values[-1] if curve else None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One more row; one without a step follows the row before it."""
+        numbers = {name: found for name, value in row.items() if (found := number(value)) is not None}
+        step = numbers.pop("step", self.last_step + 1.0)
+        for name, value in numbers.items():
+            if name not in self.curves:
+                self.curves[name] = Curve()
+            self.curves[name].add(step, value)
+        self.last, self.last_step = numbers, int(step)
+        self.num_rows += 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One held-out example, as `held_out.jsonl` has it.
+
+    Attributes:
+        row: where it comes from.
+        prompt: its text.
+        completions: their texts; of a pair the chosen one first.
+        lengths: their tokens.
+        weight: of the example in all means.
+        before, after: its figures before training and at the newest evaluation; empty where there are none.
+    """
+
+    row: str
+    prompt: str
+    completions: tuple[str, ...]
+    lengths: tuple[float, ...]
+    weight: float
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that the model gave at an evaluation, as `samples.jsonl` has it; None where a figure is not there."""
+
+    step: int
+    row: str
+    prompt: str
+    text: str
+    num_tokens: float | None
+    ended: bool | None
+    repetition: float | None
+    entropy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the watch found, as `watch.jsonl` has it."""
+
+    rule: str
+    step: int
+    is_warning: bool
+    what: str
+    do: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything that a run's folder says.
+
+    Attributes:
+        folder: of the run, as it was given.
+        manifest, status, config, summary: those files; empty where they are not there.
+        metrics: of all steps.
+        held_out, answers, findings, bad_rows: one entry per line of those files.
+        held_out_step: of the evaluation that the held-out figures are from; None where none was after training began.
+        opening: what the newest checkpoint noted before the first step; `summary` has the same once the run has ended.
+        has_checkpoint: whether there is something to resume from.
+        has_model: whether the trained model was saved.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    status: Mapping[str, Any]
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    metrics: Metrics
+    held_out: tuple[HeldOut, ...]
+    answers: tuple[Answer, ...]
+    findings: tuple[Finding, ...]
+    bad_rows: tuple[Mapping[str, Any], ...]
+    held_out_step: int | None
+    opening: Mapping[str, Any]
+    has_checkpoint: bool
+    has_model: bool
+
+    @property
+    def files(self) -> RunFiles:
+        """Their names."""
+        return RunFiles(self.folder)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings of the run, the method's own among them."""
+        return mapping(self.manifest.get("settings")) or self.config
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """What was chosen where the settings left it open."""
+        return mapping(self.manifest.get("resolved"))
+
+    @property
+    def method(self) -> str:
+        """The method's name; empty where no file says it."""
+        return next((str(place["method"]) for place in (self.manifest, self.summary, self.config) if place.get("method")), "")
+
+    @property
+    def model_name(self) -> str:
+        """The model that training began with; empty where no file says it."""
+        names = (mapping(self.manifest.get("model")).get("name"), self.settings.get("model"), self.summary.get("model"))
+        return next((str(name) for name in names if name), "")
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What is known of the data: fingerprint, summary, counts."""
+        return mapping(self.manifest.get("data")) or mapping(self.summary.get("data"))
+
+    @property
+    def num_held_out(self) -> int:
+        """Held-out examples."""
+        return int(number(self.data.get("num_held_out")) or len(self.held_out))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the method compares with a reference; only such methods have the setting."""
+        return "reference" in self.settings
+
+    @property
+    def reference_is_start(self) -> bool:
+        """Whether the reference is the model as it was before training."""
+        return self.has_reference and self.settings.get("reference") is None
+
+    @property
+    def model_step(self) -> int:
+        """The step that the saved model is of: not the last where the run ended early and went back to its best."""
+        return int(number(self.summary.get("model_step")) or self.metrics.last_step)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether examples are pairs of a chosen and a rejected answer."""
+        if any(name.removeprefix("eval/") == "rewards/margin" for name in self.metrics.curves):
+            return True
+        return any(len(example.completions) > 1 for example in self.held_out[:1])
+
+    def held_out_figures(self, before: bool) -> dict[str, float]:
+        """The means on held-out examples, by metric without `eval/`: before training, or at the newest evaluation.
+
+        The newest are those of the saved model, where the run has ended. Of a run that has not, those from before training may
+        be in no file but that of the examples.
+        """
+        if before:
+            found = mapping(self.summary.get("before")) or mapping(self.opening.get("before"))
+        else:
+            newest = {name: curve.values[-1] for name, curve in self.metrics.curves.items() if name.startswith(("eval/", "samples/"))}
+            found = mapping(self.summary.get("after")) or newest
+        figures = {name.removeprefix("eval/"): value for name, entry in found.items() if (value := number(entry)) is not None}
+        if before and not any(name.startswith("samples/") for name in figures):
+            figures |= sample_means([answer for answer in self.answers if answer.step == 0])
+        looked_at = before or self.held_out_step is not None
+        rows = [(example.before if before else example.after, example.weight) for example in self.held_out if looked_at]
+        names = {name for values, _ in rows for name in values} - {"loss"}  # of an example it is a sum over its unit
+        means = {
+            name: mean
+            for name in sorted(names)
+            if (mean := weighted_mean([(values.get(name), weight) for values, weight in rows])) is not None
+        }
+        return means | figures
+
+
+def weighted_mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
+    """The mean of the values that are there; None where none has weight."""
+    known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
+
+
+def sample_means(answers: Iterable[Answer]) -> dict[str, float]:
+    """The means of answers as the metrics name them."""
+    rows = list(answers)
+    columns: dict[str, list[float | None]] = {
+        "samples/length": [answer.num_tokens for answer in rows],
+        "samples/repetition": [answer.repetition for answer in rows],
+        "samples/entropy": [answer.entropy for answer in rows],
+        "samples/ended": [None if answer.ended is None else float(answer.ended) for answer in rows],
+    }
+    return {name: mean for name, values in columns.items() if (mean := weighted_mean((value, 1.0) for value in values)) is not None}
+
+
+def read_run(folder: Path) -> RunRecord:
+    """What the folder says of its run.
+
+    Raises:
+        ConfigError: it holds no run; says what it is and what to give instead.
+    """
+    check_is_run(folder)
+    files = RunFiles(folder)
+    lines = read_lines(files.held_out)
+    checkpoints = sorted(files.checkpoints.glob("step-*/state.json"))
+    newest = read_json(checkpoints[-1]) if checkpoints else None
+    return RunRecord(
+        folder=folder,
+        manifest=read_json(files.manifest) or {},
+        status=read_json(files.status) or {},
+        config=read_config(files.config),
+        summary=read_json(files.summary) or {},
+        metrics=read_metrics(files.metrics),
+        held_out=tuple(held_out_of(line) for line in lines),
+        answers=tuple(answer_of(line) for line in read_lines(files.samples)),
+        findings=tuple(finding_of(line) for line in read_lines(files.watch)),
+        bad_rows=tuple(read_lines(files.bad_batch)),
+        held_out_step=max((int(step) for line in lines if (step := number(line.get("step"))) and line.get("after")), default=None),
+        opening=mapping((newest or {}).get("opening")),
+        has_checkpoint=bool(checkpoints),
+        has_model=files.model.is_dir(),
+    )
+
+
+def check_is_run(folder: Path) -> None:
+    """Whether there is anything to report on.
+
+    Raises:
+        ConfigError: there is not, or it cannot be read.
+    """
+    give = "Give the folder that a run was given as out."
+    try:
+        if is_run(folder):
+            return
+        around = next((parent for parent in (folder.parent, folder.parent.parent) if parent != folder and is_run(parent)), None)
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path)) if folder.is_dir() else []
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}. {give}") from None
+    if not folder.exists():
+        raise ConfigError(f"there is no folder {folder}. {give}")
+    if around:
+        raise ConfigError(f"{folder} is part of the run {around}. Give that.")
+    if inside:
+        raise ConfigError(f"{folder} holds no run itself, but runs: {', '.join(inside[:8])}. Give one of them, as {folder / inside[0]}.")
+    what = "holds no run: there is no config.yaml, manifest.json or metrics.jsonl in it" if folder.is_dir() else "is a file"
+    raise ConfigError(f"{folder} {what}. {give}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run of any age, in any state."""
+    files = RunFiles(folder)
+    return any(path.is_file() for path in (files.config, files.manifest, files.metrics))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What `config.yaml` holds; empty where it cannot be read."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return mapping(values)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The metrics, line by line."""
+    metrics = Metrics()
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    metrics.add(row)
+                elif line.strip() and line.endswith("\n"):
+                    metrics.num_unread += 1
+    except OSError:
+        pass
+    return metrics
+
+
+def held_out_of(line: Mapping[str, Any]) -> HeldOut:
+    """A line of `held_out.jsonl`."""
+    completions = line.get("completions")
+    lengths = line.get("lengths")
+    weight = number(line.get("weight"))
+    return HeldOut(
+        row=str(line.get("row", "")),
+        prompt=str(line.get("prompt", "")),
+        completions=tuple(str(text) for text in completions) if isinstance(completions, list) else (),
+        lengths=tuple(number(length) or 0.0 for length in lengths) if isinstance(lengths, list) else (),
+        weight=1.0 if weight is None else weight,
+        before=numbers(line.get("before")),
+        after=numbers(line.get("after")),
+    )
+
+
+def answer_of(line: Mapping[str, Any]) -> Answer:
+    """A line of `samples.jsonl`."""
+    ended = line.get("ended")
+    return Answer(
+        step=int(number(line.get("step")) or 0),
+        row=str(line.get("row", "")),
+        prompt=str(line.get("prompt", "")),
+        text=str(line.get("text", "")),
+        num_tokens=number(line.get("num_tokens")),
+        ended=ended if isinstance(ended, bool) else None,
+        repetition=number(line.get("repetition")),
+        entropy=number(line.get("entropy")),
+    )
+
+
+def finding_of(line: Mapping[str, Any]) -> Finding:
+    """A line of `watch.jsonl`."""
+    return Finding(
+        rule=str(line.get("rule", "")),
+        step=int(number(line.get("step")) or 0),
+        is_warning=line.get("severity") == "warning",
+        what=str(line.get("what", "")),
+        do=str(line.get("do", "")),
+        values=numbers(line.get("values")),
+    )
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """The finite numbers of an object."""
+    return {str(name): found for name, entry in mapping(value).items() if (found := number(entry)) is not None}

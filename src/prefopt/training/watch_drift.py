@@ -1,0 +1,251 @@
+"""Rules about how far the policy has gone from where it began, and what its answers have become."""
+
+import math
+from statistics import fmean
+
+from prefopt.training.watch_start import SAME_START
+from prefopt.training.watched import Finding, History, Severity, WatchedRun, mean_and_error, said
+
+WINDOW = 20
+"""Steps that a mean is taken over."""
+
+MIN_ROWS = 5
+"""Steps that such a mean needs."""
+
+SURE = 2.0
+"""Standard errors that a figure must be beyond a bound."""
+
+FALL_PER_TOKEN, BAD_FALL_PER_TOKEN = 0.1, 0.3
+"""Nats per token by which the chosen answers must have lost: every token of a good answer a tenth less likely, so that their
+perplexity is up by a tenth; from the second on, by a third, and a warning. Runs whose answers got better lose less: the
+quickstart 0.06. A small model on noisy pairs, whose held-out loss rose, lost 0.14."""
+
+FALL = 2.0
+"""Nats by which a whole chosen answer must have lost, seven times less likely: answers of a few tokens wobble by less."""
+
+KL_BUDGET, KL_BUDGET_PER_TOKEN = 20.0, 0.1
+"""The budget where --kl-budget gives none: nats per completion, and per token for long ones; the larger holds. On the
+frontiers of reward and KL in the DPO paper and its kin (2305.18290, 2406.02900) nearly all reward is there at 10 to 20 nats,
+and what follows is paid for with worse answers. Answers of more than 200 tokens get more: 0.1 nats per token is a typical
+change of each token's log-probability by √0.2 = 0.45."""
+
+LENGTH_FACTOR = 1.5
+"""Factor by which answers must have become longer or shorter. Less than half more is what better answers may need."""
+
+LENGTH_SPREAD = 0.6
+"""Standard deviation of the logarithm of a model's answer lengths, about a factor of 1.8. Prompts and random numbers are the
+same at each evaluation, so the noise of a comparison is less than this gives."""
+
+FEWER_END = 2.5
+"""Standard errors by which the share of answers that end must have fallen: four of four to none of four is 2.8."""
+
+SAMPLES_SURE = 2.5
+"""Standard errors that a change in lengths must be beyond: a look at few answers is taken every so often, and each could err."""
+
+REPETITION_RISE, REPETITION_NOISE = 0.15, 0.75
+"""Rise of the share of repeated stretches that shows, and the rise that it takes with a single sample; it shrinks with the root
+of their number (four samples: 0.38). An answer caught in a loop has 0.7 and more, prose below 0.1."""
+
+NARROWER = 2.0
+"""Factor by which the entropy of the answers must have fallen. A policy that prefers gives up some of it (the quickstart a
+tenth); at half of it the effective number of choices per token is down to its square root."""
+
+WIDER, WIDER_BY = 3.0, 0.5
+"""Factor and nats per token by which it must have risen. A policy that was sure of worse answers may gain some: runs of small
+models whose held-out accuracy rose went up to twice as high. Those that fell apart went up by 4 to 6 times."""
+
+ENTROPY_SPREAD = 0.9
+"""Three standard deviations of the logarithm of an answer's mean entropy: the change that it takes with two samples; it shrinks
+with the root of half their number."""
+
+SMALL_SET, MANY_EPOCHS = 500, 3.0
+"""Examples below which, and passes from which on, spiky samples are put down to them."""
+
+
+def displacement(history: History) -> Finding | None:
+    """The chosen answers have become less likely than under the reference."""
+    run = history.run
+    held_out = history.now("eval/logps/chosen") is not None and history.before("eval/logps/chosen") is not None
+    lost = _lost_held_out(history) if held_out else _lost_in_training(history)
+    length = run.answer_length(held_out=held_out)
+    if lost is None or length is None:
+        return None
+    chosen, rejected, error = lost
+    sure = chosen - SURE * error
+    if sure < max(FALL, FALL_PER_TOKEN * length):
+        return None
+    severity: Severity = "warning" if sure >= BAD_FALL_PER_TOKEN * length else "note"
+    others = f"the rejected ones {said(rejected)}" if rejected > 0 else "the rejected ones nothing"
+    what = (
+        f"The chosen answers have lost {said(chosen)} nats each, {said(chosen / length)} per token ({others}): the loss counts only the "
+        "gap between the two, pushing a rejected answer down pushes down what resembles it, and what the chosen one loses goes to answers "
+        "that nobody ranked."
+    )
+    beta = f", or raise --beta (now {run.beta:g})" if run.beta is not None else ""
+    do = (
+        "It does no harm while sampled answers stay good, and matters where the chosen answers are what the model should say, or where the "
+        "two are much alike: then run SFT on the chosen answers first, take fewer steps (--max-steps, --epochs) or a lower "
+        f"--learning-rate (now {run.learning_rate:g}){beta}."
+    )
+    return Finding(
+        "displacement", history.step, severity, what, do, {"chosen": -chosen, "rejected": -rejected, "per_token": -chosen / length}
+    )
+
+
+def _lost_held_out(history: History) -> tuple[float, float, float] | None:
+    """What chosen and rejected answers have lost since before training, in nats: the same ones each time, so without an error."""
+    lost = []
+    for name in ("eval/logps/chosen", "eval/logps/rejected"):
+        before, now = history.before(name), history.now(name)
+        if before is None or now is None:
+            return None
+        lost.append(before - now)
+    return lost[0], lost[1], 0.0
+
+
+def _lost_in_training(history: History) -> tuple[float, float, float] | None:
+    """The same by the rewards of the newest training steps, which begin at 0 where the reference is the start."""
+    run = history.run
+    if not run.reference_is_start or run.start_difference is None or run.start_difference > SAME_START or not run.beta:
+        return None
+    chosen, rejected = history.last(WINDOW, "rewards/chosen"), history.last(WINDOW, "rewards/rejected")
+    if min(len(chosen), len(rejected)) < MIN_ROWS:
+        return None
+    mean, error = mean_and_error(chosen)
+    return -mean / run.beta, -fmean(rejected) / run.beta, error / run.beta
+
+
+def kl(history: History) -> Finding | None:
+    """The policy is farther from the reference than the budget allows."""
+    run = history.run
+    if not run.has_reference or not (run.reference_is_start or run.settings.get("kl_budget")):
+        return None  # the distance of another model was there before
+    now, where = history.now("eval/kl"), "on held-out pairs"
+    if now is None:
+        recent, where = history.last(WINDOW // 2, "kl"), "on the pairs of the last steps"
+        if len(recent) < MIN_ROWS:
+            return None
+        mean, error = mean_and_error(recent)
+        now = mean - SURE * error
+    budget = kl_budget(run)
+    if now <= budget:
+        return None
+    what = (
+        f"The policy is {now:.4g} nats per completion from the reference (KL as estimated {where}), beyond the {said(budget)} "
+        f"{'of --kl-budget' if run.settings.get('kl_budget') else 'up to which most is gained'}: from here on more margin is mostly "
+        "bought with worse answers, which the loss does not see."
+    )
+    beta = f" and a higher --beta (now {run.beta:g})" if run.beta is not None else ""
+    do = (
+        f"Read the samples; if they have suffered, take a model from before step {history.step:,} (--max-steps) or give a lower "
+        f"--learning-rate (now {run.learning_rate:g}){beta}; if they have not, set --kl-budget to what you are ready to spend."
+    )
+    return Finding("kl", history.step, "warning", what, do, {"kl": now, "budget": budget})
+
+
+def kl_budget(run: WatchedRun) -> float:
+    """The KL beyond which the rule speaks, in nats per completion."""
+    given = run.settings.get("kl_budget")
+    return float(given) if given else max(KL_BUDGET, KL_BUDGET_PER_TOKEN * (run.answer_length() or 0.0))
+
+
+def lengths(history: History) -> Finding | None:
+    """Sampled answers have become much longer or shorter."""
+    run = history.run
+    before, now = history.before("samples/length"), history.now("samples/length")
+    if not history.ranks_answers or not before or not now or not run.num_samples:
+        return None
+    ratio = now / before
+    noise = SAMPLES_SURE * LENGTH_SPREAD * math.sqrt(2 / run.num_samples)
+    if abs(math.log(ratio)) < max(math.log(LENGTH_FACTOR), noise):
+        return None
+    change = "longer" if ratio > 1 else "shorter"
+    of_data = {name: run.data["summary"][name] for name in ("mean_chosen", "mean_rejected") if (run.data.get("summary") or {}).get(name)}
+    data = " (in the data chosen answers have {mean_chosen:.3g} tokens, rejected ones {mean_rejected:.3g})" if len(of_data) == 2 else ""
+    what = (
+        f"Sampled answers are {said(max(ratio, 1 / ratio))} times {change} than before ({said(now)} tokens, {said(before)} before): "
+        f"the gap between chosen and rejected grows most easily by what counts at every token, and length does{data.format(**of_data)}."
+    )
+    beta = f", raise --beta (now {run.beta:g})" if run.beta is not None else ""
+    do = (
+        f"Read whether the {change} answers say more, or less; if not, leave out pairs whose chosen answer wins by its length{beta} or "
+        "take fewer steps (--max-steps, --epochs)."
+    )
+    return Finding("lengths", history.step, "warning", what, do, {"before": before, "now": now} | of_data)
+
+
+def endings(history: History) -> Finding | None:
+    """Sampled answers no longer end."""
+    run, num = history.run, history.run.num_samples
+    before, now = history.before("samples/ended"), history.now("samples/ended")
+    if before is None or now is None or not num:
+        return None
+    pooled = (before + now) / 2
+    if now >= before or before - now < FEWER_END * math.sqrt(pooled * (1 - pooled) * 2 / num):
+        return None
+    if history.ranks_answers:
+        why = "what training has pushed down took the end of an answer with it"
+        do = (
+            f"Give a lower --learning-rate (now {run.learning_rate:g}) or fewer steps (--max-steps), and look in --data whether both "
+            "answers of a pair close"
+        )
+    else:
+        why = "the answers that it learns from have no end, or training has broken it"
+        do = (
+            "Look at the first example that the run shows: whether its answer closes, and whether answers were cut (--max-length); if "
+            f"they do close and were not, give a lower --learning-rate (now {run.learning_rate:g})"
+        )
+    what = (
+        f"Of {num} sampled answers {before * num:.0f} ended by themselves before training and {now * num:.0f} do now: the model no longer "
+        f"finds an end, because {why}."
+    )
+    return Finding("endings", history.step, "warning", what, f"{do}.", {"before": before, "now": now})
+
+
+def repetition(history: History) -> Finding | None:
+    """Sampled answers repeat themselves."""
+    before, now = history.before("samples/repetition"), history.now("samples/repetition")
+    num = history.run.num_samples
+    if before is None or now is None or not num or now - before < max(REPETITION_RISE, REPETITION_NOISE / math.sqrt(num)):
+        return None
+    what = (
+        f"Sampled answers repeat themselves ({now:.0%} of their stretches of four tokens have been there before in the same answer, "
+        f"{before:.0%} before training): a model that is too sure of what comes next goes round in circles{_spiky(history)}."
+    )
+    return Finding("repetition", history.step, "warning", what, _calmer(history), {"before": before, "now": now})
+
+
+def entropy(history: History) -> Finding | None:
+    """The policy has become nearly certain of every token, or lost in them."""
+    before, now = history.before("samples/entropy"), history.now("samples/entropy")
+    num = history.run.num_samples
+    if not history.ranks_answers or not before or not now or not num:
+        return None
+    change, noise = math.log(now / before), ENTROPY_SPREAD * math.sqrt(2 / num)
+    if -max(math.log(NARROWER), noise) < change < max(math.log(WIDER), noise) or 0 < now - before < WIDER_BY:
+        return None
+    if now < before:
+        how = "the model has come to draw each token from a far narrower choice"
+        end = f"{_spiky(history)}, so it will say the same in the same words again and again"
+    else:
+        how = "the model has come to draw each token from a far wider choice"
+        end = ", because what was taken from the ranked answers went to anything else, so its answers turn to noise"
+    what = f"With training {how} (entropy of its answers {said(before)} nats per token before, {said(now)} now){end}."
+    return Finding("entropy", history.step, "warning", what, _calmer(history), {"before": before, "now": now})
+
+
+def _spiky(history: History) -> str:
+    """What it is a sign of, where the run is like that."""
+    run = history.run
+    if run.num_train >= SMALL_SET and run.num_epochs < MANY_EPOCHS:
+        return ""
+    return f", a sign of many passes over few examples (here {said(run.num_epochs)} over {run.num_train:,})"
+
+
+def _calmer(history: History) -> str:
+    run = history.run
+    beta = f", a higher --beta (now {run.beta:g})" if run.beta is not None else ""
+    return (
+        f"Give more data or fewer --epochs (now {said(run.num_epochs)}), a lower --learning-rate (now {run.learning_rate:g}){beta}, "
+        f"and compare the samples of earlier evaluations to see from which step on (--max-steps)."
+    )

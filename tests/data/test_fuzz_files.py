@@ -1,0 +1,464 @@
+"""Files cut short, flipped, mislabelled and in the wrong place: each row of theirs is told of, or the file is."""
+
+import gzip
+import io
+import json
+import os
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from tests.command_line import prefopt, refused
+from tests.data.broken import TEXTS
+
+from prefopt.data import sources
+from prefopt.data.rows import REASONS, Dropped, Row, Unreadable
+from prefopt.errors import DataError
+
+ROWS = [{"prompt": f"Is {number} good?\nSäy", "chosen": f'yes, "{number}"', "rejected": f"no {number},"} for number in range(6)]
+KINDS = [".jsonl", ".json", ".csv", ".parquet"]
+PACKED = [*KINDS, *(kind + ".gz" for kind in KINDS)]
+
+
+def csv_of(rows: list[dict[str, Any]]) -> bytes:
+    lines = [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]
+    return "".join(",".join('"{}"'.format(cell.replace('"', '""')) for cell in line) + "\r\n" for line in lines).encode()
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, write_page_checksum=True, row_group_size=2)
+    return buffer.getvalue()
+
+
+def whole(kind: str) -> bytes:
+    """The rows as a file of that kind."""
+    content = {
+        ".jsonl": lambda: b"".join(json.dumps(row).encode() + b"\n" for row in ROWS),
+        ".json": lambda: json.dumps(ROWS).encode(),
+        ".csv": lambda: csv_of(ROWS),
+        ".parquet": lambda: parquet_of(pa.Table.from_pylist(ROWS)),
+    }[kind.removesuffix(".gz")]()
+    return gzip.compress(content, mtime=0) if kind.endswith(".gz") else content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+def read(path: Path) -> list[Row | Dropped] | None:
+    """The rows of a file; None where the file as a whole is refused, in words that name it."""
+    message = None
+    try:
+        rows = [row for place in sources.find([str(path)]).places for row in sources.read(place).rows()]
+    except DataError as error:
+        message = str(error)
+    if message is not None:
+        assert path.name in message
+        assert all(char.isprintable() or char == "\n" for char in message)
+        return None
+    assert all(isinstance(row, Row) or row.reason in REASONS for row in rows)
+    assert len({row.location for row in rows}) == len(rows)
+    return rows
+
+
+def values(rows: list[Row | Dropped]) -> list[Any]:
+    return [row.value for row in rows if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_whole_file_gives_its_rows(folder: Path, kind: str):
+    path = folder / f"whole{kind}"
+    path.write_bytes(whole(kind))
+    assert values(read(path) or []) == ROWS
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_file_cut_anywhere_gives_rows_that_it_has_or_none(folder: Path, kind: str):
+    content = whole(kind)
+    path = folder / f"cut{kind}"
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        rows = read(path)
+        if kind not in (".jsonl", ".csv"):
+            assert rows is None  # these know their own length
+        elif rows is not None:
+            assert values(rows[:-1]) == ROWS[: len(rows) - 1]  # nothing is amiss before the last
+            assert len(rows) >= content[:size].count(b"no ") - 1
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """The content with some bytes flipped, left out, doubled or put in between."""
+    new = bytearray(content)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        start = draw.randrange(len(new))
+        size = draw.choice([1, 1, 2, 16])
+        some = bytes(draw.choice([*range(256), *b'"\n,{}[]\\\0'] * 2) for _ in range(size))
+        way = draw.randrange(4)
+        new[start : start + size] = (some, b"", new[start : start + size] * 2, some + new[start : start + size])[way]
+        if not new:
+            return b"\n"
+    return bytes(new)
+
+
+@pytest.mark.parametrize(("kind", "times"), [(kind, 150 if kind == ".parquet" else 400) for kind in PACKED])
+def test_a_damaged_file_loses_no_row_in_silence(folder: Path, kind: str, times: int):
+    content = whole(kind)
+    path = folder / f"damaged{kind}"
+    draw = random.Random(kind)
+    for _ in range(times):
+        new = damaged(content, draw)
+        path.write_bytes(new)
+        rows = read(path)
+        if rows is None:
+            continue
+        if kind == ".jsonl":
+            check_lines(new, rows)
+        elif kind.endswith(".gz"):
+            assert values(rows) == ROWS  # a checksum covers all but the header
+        elif kind != ".csv":
+            assert len(rows) == len(ROWS)
+
+
+def check_lines(content: bytes, rows: list[Row | Dropped]) -> None:
+    """Each line that says something is a row, under its number; those that the damage spared are what they were."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    told = {f"damaged.jsonl:{number}": line for number, line in enumerate(lines, 1) if line.strip()}
+    assert [row.location for row in rows] == list(told)
+    spared = {json.dumps(row).encode(): row for row in ROWS}
+    for row in rows:
+        if told[row.location] in spared:
+            assert isinstance(row, Row)
+            assert row.value == spared[told[row.location]]
+
+
+@pytest.mark.parametrize("mark", [True, False], ids=["mark", "no mark"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".csv.gz"])
+def test_other_encodings_are_named_or_refused(folder: Path, kind: str, encoding: str, mark: bool):
+    plain = whole(kind.removesuffix(".gz")).decode()
+    content = (("\ufeff" if mark else "") + plain).encode(encoding)
+    path = folder / f"encoded{kind}"
+    path.write_bytes(gzip.compress(content) if kind.endswith(".gz") else content)
+    said = refused("data", str(path), "--on-bad-row", "drop")
+    assert path.name in said
+    if mark:
+        assert f"is written in {encoding[:6].upper()}, and only UTF-8 is read. Save it as UTF-8." in said
+
+
+def test_latin_1_is_named_by_row_and_byte(folder: Path):
+    path = folder / "latin.jsonl"
+    path.write_bytes(b'{"text": "plain"}\n{"text": "caf\xe9"}\n')
+    good, bad = read(path) or []
+    assert isinstance(good, Row)
+    assert isinstance(bad, Dropped)
+    assert (bad.location, bad.reason, bad.row) == ("latin.jsonl:2", "not_utf8", '{"text": "caf\\xe9"}')
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_file_under_another_ending_is_refused(folder: Path, kind: str):
+    for other in PACKED:
+        path = folder / f"mislabelled{other}"
+        path.write_bytes(whole(kind))
+        rows = read(path)
+        if kind == other or {kind.removesuffix(".gz"), other.removesuffix(".gz")} == {".json", ".jsonl"}:
+            continue  # lines in a .json are understood, and an array in a .jsonl is one line
+        assert rows is None or not any(set(row.value) == set(ROWS[0]) for row in rows if isinstance(row, Row))
+
+
+def test_line_ends_of_all_kinds_end_no_row_and_lose_none(folder: Path):
+    path = folder / "ends.jsonl"
+    lines = [b'{"text": "a"}', b'{"text": "\xe2\x80\xa8b\xc2\x85"}', b"", b" \t", b'{"text": "c"}']
+    for end in (b"\n", b"\r\n", b"\n\n", b"\n\r\n"):
+        path.write_bytes(end.join(lines))
+        assert [row["text"] for row in values(read(path) or [])] == ["a", "\u2028b\u0085", "c"]
+    path.write_bytes(b"\r".join(lines))
+    assert [type(row) for row in read(path) or []] == [Dropped]
+
+
+def test_a_long_line_and_a_long_cell_are_rows(folder: Path):
+    text = "long " * 1_000_000
+    for name, content in (("long.jsonl", json.dumps({"text": text})), ("long.csv", f'text\n"{text}"\n')):
+        (folder / name).write_text(content)
+        assert values(read(folder / name) or []) == [{"text": text}]
+
+
+# What JSON allows and nobody means.
+
+
+def test_a_key_given_twice_is_a_bad_row(folder: Path):
+    twice = '{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}'
+    nested = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "content": "b"}]}'
+    for name, content in (("twice.jsonl", f"{twice}\n{nested}\n"), ("twice.json", f"[{twice}, {nested}]")):
+        (folder / name).write_text(content)
+        row, other = read(folder / name) or []
+        assert isinstance(row, Dropped)
+        assert (row.reason, row.detail) == ("invalid_json", "the row is an object that gives `chosen` more than once")
+        assert row.to_dict()["row"] == [["prompt", "q"], ["chosen", "a"], ["rejected", "b"], ["chosen", "c"]]
+        assert isinstance(other, Row)
+        assert isinstance(other.value["messages"][1], Unreadable)
+    said = refused("data", str(folder / "twice.json"), "--kind", "demonstration", "--data-format", "messages")
+    assert "`messages` holds broken (an object that gives `content` more than once), and must hold turns" in said
+
+
+def test_a_row_nested_deeper_than_python_goes_is_named(folder: Path):
+    path = folder / "deep.jsonl"
+    for depth in (50, 400, 800, 900, 940, 960, 980, 1000, 1100, 100_000):
+        path.write_text(f'{{"prompt": "q", "chosen": "a", "rejected": {"[" * depth}{"]" * depth}}}\n' + json.dumps(ROWS[0]) + "\n")
+        said = prefopt("data", str(path), "--data-format", "text_pair", "--on-bad-row", "drop").check()
+        assert "2 rows -> 1 examples" in said.out
+
+
+# CSV.
+
+word = st.integers(0, 10**6).map(lambda number: f"w{number}")
+cells = st.one_of(
+    word, word.map(lambda text: f'"{text}"'), word.map(lambda text: f'"{text}\n{text}"'), st.sampled_from(["", '"', '""', "'", "\\", "\0"])
+)
+separators = st.sampled_from([",", ",", ",", ",", "\n", "\n", "\r\n", "\r", "\t", ";", '"', ' "', '",', '"\n', "\n\n"])
+
+
+@settings(max_examples=500)
+@given(body=st.lists(st.tuples(cells, separators), min_size=1, max_size=24))
+def test_every_word_of_a_broken_table_is_in_a_row(folder: Path, body: list[tuple[str, str]]):
+    path = folder / "words.csv"
+    text = "".join(cell + separator for cell, separator in body)
+    path.write_text("a,b\n" + text, newline="")
+    rows = read(path)
+    if rows is None:
+        assert not text.strip()
+        return
+    held = repr([row.value if isinstance(row, Row) else row.to_dict()["row"] for row in rows])
+    for found in re.findall(r"w\d+", text):
+        assert found in held
+    for row in rows:
+        assert isinstance(row, Dropped) or set(row.value) == {"a", "b"}
+
+
+def test_a_quote_that_never_closes_keeps_what_it_swallowed(folder: Path):
+    path = folder / "quote.csv"
+    path.write_text('a,b\n1,2\n3,"four\n5,6\n7,8\n')
+    good, bad = read(path) or []
+    assert isinstance(good, Row)
+    assert isinstance(bad, Dropped)
+    assert bad.location == "quote.csv:3"
+    assert bad.row == '3,"four\n5,6\n7,8\n'
+
+
+# Parquet and saved datasets.
+
+
+def table_with(name: str, column: pa.Array) -> pa.Table:
+    return pa.table({"prompt": ["q", "q2"], "chosen": ["a", "c"], "rejected": ["b", "d"], name: column})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62, 1], pa.timestamp("us")),
+        pa.array([1, 2], pa.timestamp("us", tz="Nowhere/At")),
+        pa.array([2**30, 1], pa.date32()),
+        pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["same", "same"]),
+        pa.array([b"\xff", b"a"]),
+        pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+        pa.nulls(2),
+        pa.array([2**64 - 1, 0], pa.uint64()),
+    ],
+    ids=["year", "zone", "date", "twice", "bytes", "map", "null", "large"],
+)
+def test_a_column_that_python_has_no_value_for_harms_no_other(folder: Path, column: pa.Array):
+    path = folder / "column.parquet"
+    path.write_bytes(parquet_of(table_with("extra", column)))
+    said = prefopt("data", str(path)).check()
+    assert "2 rows -> 2 examples" in said.out
+    assert "columns not read: extra" in said.out
+    path.write_bytes(parquet_of(table_with("weight", column)))
+    said = prefopt("data", str(path), "--on-bad-row", "drop").check()
+    assert "bad_number" in said.out + said.err or "2 rows -> 2 examples" in said.out
+
+
+def test_a_column_that_is_there_twice_is_refused(folder: Path):
+    path = folder / "twice.parquet"
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array(["z"])], names=["text", "other", "text"])
+    path.write_bytes(parquet_of(table))
+    with pytest.raises(DataError, match=r"twice.parquet has text more than once. Give each column a name of its own"):
+        sources.read(sources.find([str(path)]).places[0]).rows()
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path) -> Path:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+@pytest.mark.parametrize(("which", "times"), [("*.arrow", 300), ("*.json", 60)])
+def test_a_damaged_saved_dataset_is_refused_or_whole(tmp_path: Path, saved: Path, which: str, times: int):
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    hit = [name for name in sorted(files) if Path(name).match(which)]
+    copy = tmp_path / "saved"
+    copy.mkdir()
+    draw = random.Random(which)
+    for _ in range(times):
+        name = draw.choice(hit)
+        for other, content in files.items():
+            # Never in place: the library maps the file into memory, and the last table may live on.
+            (copy / other).unlink(missing_ok=True)
+            (copy / other).write_bytes(damaged(content, draw) if other == name else content)
+        rows = read(copy)
+        assert rows is None or len(rows) == len(ROWS)
+
+
+def test_a_saved_dataset_cut_between_two_batches_is_refused(tmp_path: Path):
+    schema = pa.schema([("text", pa.string())])
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(folder)
+    [file] = folder.glob("*.arrow")
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_table(pa.table({"text": ["a"]}, schema))
+        cut = sink.tell()
+        stream.write_table(pa.table({"text": ["b"]}, schema))
+    file.write_bytes(sink.getvalue())
+    assert values(read(folder) or []) == [{"text": "a"}, {"text": "b"}]
+    file.write_bytes(sink.getvalue()[:cut])
+    assert read(folder) is None
+
+
+# Places.
+
+
+def test_names_that_no_file_can_have_are_refused_in_words(tmp_path: Path):
+    long = str(tmp_path / ("x" * 300))
+    for name in [
+        long,
+        json.dumps(ROWS),
+        "x\0y",
+        "a\0/b.jsonl",
+        "~nobody-of-that-name/x.jsonl",
+        "\udcff.jsonl",
+        ":",
+        "x:",
+        "-x",
+        "\n",
+    ]:
+        with pytest.raises(DataError):
+            sources.find([name])
+    for name in ["", " ", "\t"]:
+        with pytest.raises(DataError, match="a name that is empty"):
+            sources.find([name])
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "rows.jsonl").write_bytes(whole(".jsonl"))
+    monkeypatch.chdir(tmp_path)
+    assert "must not be empty" in refused("data", "")
+    assert "must not be empty" in refused("data", "--data=")
+
+
+def test_home_is_understood_where_no_shell_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "rows.jsonl").write_bytes(whole(".jsonl"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "6 rows -> 6 examples" in prefopt("data", "~/rows.jsonl").check().out
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/null", "/dev/zero"])
+def test_what_may_never_end_is_not_read(tmp_path: Path, target: str):
+    path = tmp_path / "rows.jsonl"
+    if target == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    with pytest.raises(DataError, match=r"rows.jsonl is a pipe or a device, not a file. Pipe JSON lines into the command, and give `-`"):
+        sources.find([str(path)])
+
+
+def test_a_file_that_must_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(whole(".jsonl"))
+
+    def forbidden(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")  # root reads whatever its mode is
+
+    for method in ("read_bytes", "is_dir", "iterdir"):
+        given = path.parent if method == "iterdir" else path
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, method, forbidden)
+            with pytest.raises(DataError, match="Permission denied"):
+                [sources.read(place) for place in sources.find([str(given)]).places]
+
+
+def test_a_folder_of_junk_gives_its_files_and_lists_the_rest(tmp_path: Path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(whole(".jsonl"))
+    (folder / "b.CSV.GZ").write_bytes(whole(".csv.gz"))
+    Path(os.fsdecode(os.fsencode(folder) + b"/c\xff.jsonl")).write_bytes(whole(".jsonl"))
+    (folder / ".hidden.jsonl").write_text("{")
+    (folder / "notes.txt").write_text("x")
+    (folder / "sub.jsonl").mkdir()
+    (folder / "loop.jsonl").symlink_to("loop.jsonl")
+    (folder / "gone.jsonl").symlink_to("nowhere")
+    (folder / "up").symlink_to("..")
+    os.mkfifo(folder / "pipe.jsonl")
+    found = sources.find([str(folder)])
+    assert [place.name for place in found.places] == ["a.jsonl", "b.CSV.GZ", "c\\udcff.jsonl"]
+    ignored = {Path(name).name for name in found.ignored}
+    assert ignored == {".hidden.jsonl", "notes.txt", "sub.jsonl", "loop.jsonl", "gone.jsonl", "up", "pipe.jsonl"}
+    assert "18 rows -> 18 examples" in prefopt("data", str(folder)).check().out
+
+
+def test_a_folder_with_the_name_of_a_file_is_a_folder(tmp_path: Path):
+    (tmp_path / "x.jsonl").mkdir()
+    assert "holds no data file (it holds nothing)" in refused("data", str(tmp_path / "x.jsonl"))
+    (tmp_path / "x.jsonl" / "y.jsonl").write_bytes(whole(".jsonl"))
+    assert "y.jsonl: 6 rows" in prefopt("data", str(tmp_path / "x.jsonl")).check().out
+
+
+@settings(max_examples=150)
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), st.lists(st.sampled_from(TEXTS).map(lambda text: text.encode(errors="surrogatepass"))).map(b"\n".join)
+    )
+)
+def test_whatever_comes_in_by_standard_input_is_counted_or_refused(content: bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        said = prefopt("data", "-", "--data-format", "text_pair", "--on-bad-row", "drop").check()
+    assert said.code == 2 or f"{sum(bool(line.strip()) for line in content.split(bytes([10])))} rows ->" in said.out
+
+
+# What the terminal is told.
+
+
+def printed(rows: list[dict[str, Any]], folder: Path) -> Iterator[str]:
+    path = folder / "named.jsonl"
+    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    yield from prefopt("data", str(path)).check().out.splitlines()
+
+
+def test_names_of_columns_are_shown_so_that_a_terminal_survives_them(folder: Path):
+    [line] = [line for line in printed([ROWS[0] | {"\x1b[31m\n": 1, "\ud800": 2, "a\u202eb": 3}], folder) if "columns not read" in line]
+    assert line == "  columns not read: \\x1b[31m\\n, \\ud800, a\\u202eb"
+
+
+def test_what_turns_hold_beside_their_words_is_listed_as_not_read(folder: Path):
+    thought = {"role": "assistant", "content": "a", "thinking": "hm", "weight": 0, "name": None}
+    rows = [{"prompt": [{"role": "user", "content": "q"}], "chosen": [thought], "rejected": "b"}]
+    assert "  columns not read: chosen[].thinking, chosen[].weight" in list(printed(rows, folder))
+
+
+def test_a_column_that_appears_late_is_listed_as_not_read(folder: Path):
+    rows = [ROWS[0] | {"chosen": str(number)} for number in range(150)]
+    rows[140]["late"] = 1
+    assert "  columns not read: late" in list(printed(rows, folder))
