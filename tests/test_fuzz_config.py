@@ -201,7 +201,8 @@ def test_texts_that_are_accepted_are_read_again_from_the_config_file(tmp_path_fa
         ("template_args", {"a": float("nan")}, "template_args: a must be text, a finite number, on or off, null"),
         ("template_args", {"a": {1: 2}}, "template_args: a has the name 1, and names must be text"),
         ("template_args", {"a": deep(30, 1)}, "template_args: a is nested too deeply"),
-        ("template_args", {"a": "\ud800"}, "template_args: a must be UTF-8"),
+        ("template_args", {"a": "\ud800"}, "template_args: must be UTF-8"),
+        ("template_args", {"a": ["\ud800"]}, "template_args: a must be UTF-8"),
         ("template_args", {"max_length": 5}, "template_args: max_length cannot be given to a template: leave it out"),
         ("template_args", {"tokenize": True}, "template_args: tokenize cannot be given to a template"),
     ],
@@ -217,8 +218,8 @@ def test_a_value_that_holds_itself_is_refused():
     loop.append(loop)
     args: dict[str, Any] = {}
     args["a"] = args
-    for name, given in (("data", loop), ("precision", loop), ("columns", args), ("template_args", args)):
-        assert said_of(check, KINDS["dpo"], REQUIRED | {name: given})
+    for name, value in (("data", loop), ("precision", loop), ("columns", args), ("template_args", args)):
+        assert said_of(check, KINDS["dpo"], REQUIRED | {name: value})
 
 
 # YAML.
@@ -272,8 +273,9 @@ def test_yaml_values_are_what_they_look_like(text: str, held: Any):
         ("a: !!timestamp 2024-01-01", "the tag !!timestamp is not read"),
         ("a: !mine x", "the tag !mine is not read"),
         ("a: !!bool maybe", "a value does not fit its tag"),
-        ("a: !!int x", "invalid literal"),
-        ("a: !!float x", "could not convert"),
+        ("a: !!int x", "a value does not fit its tag"),
+        ("a: !!int", "a value does not fit its tag"),
+        ("a: !!float x", "a value does not fit its tag"),
         ("a: " + "1" * 5000, "4300 digits"),
         ("a: 1\nb: 2\na: 3", "a is given twice"),
         ("a: {b: 1, b: 1}", "b is given twice"),
@@ -286,8 +288,7 @@ def test_yaml_values_are_what_they_look_like(text: str, held: Any):
         ("a: *x", "undefined alias"),
         ("? [1]\n: 2", "unhashable key"),
         ("? {a: 1}\n: 2", "unhashable key"),
-        ("a: " + "[" * 5000, "nested too deeply"),
-        ("a: " + "[" * 400 + "]" * 400, "nested too deeply"),
+        ("a: " + "[" * 1000, "nested too deeply"),
         ("a: b: c", "mapping values are not allowed"),
         ("a:\n\tb: 1", "cannot start any token"),
         ("---\na: 1\n---\nb: 1", "single document"),
@@ -317,7 +318,7 @@ def test_a_yaml_bomb_neither_hangs_nor_fills_memory(tmp_path: Path, key: str):
 def test_a_chain_of_aliases_and_a_long_list_are_read_in_no_time(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 2000))]))
-    assert "nested too deeply" in refused("train", "dpo", "--config", str(path))
+    assert "is not valid YAML" in refused("train", "dpo", "--config", str(path))
     path.write_text("data:\n" + "- x.jsonl\n" * 20_000)
     assert "--model: is required" in refused("train", "dpo", "--config", str(path))
 
@@ -457,18 +458,18 @@ beginnings = st.sampled_from(
 )
 
 
-@settings(max_examples=700)
+@settings(max_examples=200)
 @given(beginning=beginnings, more=st.lists(words, max_size=6))
 def test_any_command_line_is_done_or_told_what_to_mend(beginning: tuple[str, ...], more: list[str]):
     said = prefopt(*beginning, *more).check()
     assert "bug in prefopt" not in said.err
 
 
-@settings(max_examples=300)
+@settings(max_examples=40)
 @given(more=st.lists(words, max_size=6))
-def test_every_unknown_flag_is_named(no_run_starts: list[Any], more: list[str]):
+def test_every_unknown_flag_is_named(more: list[str]):
     said = prefopt("train", "dpo", *more, "--bogus-flag", "x").check()
-    if not {"-h", "--help", "--version"} & set(more) and said.code:
+    if not {"-h", "--help", "--version"} & set(more) and not any(word.startswith("--config") for word in more):
         assert "--bogus-flag: no such flag" in said.err
 
 
@@ -479,8 +480,8 @@ def test_no_word_of_a_command_line_gets_lost(given: list[str]):
     told = repr((found.values, found.mistakes))
     for word in given:
         value = word.partition("=")[2] if word.startswith("-") else word
-        if value and value not in ("--", "-") and value.isalnum():
-            assert value in told or any(flag.startswith("-") and "no such flag" in what for flag, what in found.mistakes.items())
+        if value in WORDS and value.isalnum():
+            assert value in told or any("no such flag" in what or "written name=value" in what for what in found.mistakes.values())
 
 
 def fields_of(kind: type[Settings]) -> Mapping[str, FieldInfo]:
@@ -492,11 +493,11 @@ def fields_of(kind: type[Settings]) -> Mapping[str, FieldInfo]:
     [
         (["model"], "'model': belongs to no flag"),
         ([""], "'': belongs to no flag"),
-        (["--out="], "--out: must not be empty"),
+        (["--cache-dir="], "--cache-dir: must not be empty"),
         (["--seed", "010", "--seed", "1"], "--seed: takes one value (given: 010 1)"),
         (["--batch-size", "true"], "--batch-size: must be a whole number (given: true)"),
         (["--template-args", "a=!!python/name:os.system"], "--template-args: the value of a is not YAML"),
-        (["--template-args", "a=[" + "[" * 5000], "--template-args: the value of a is not YAML"),
+        (["--template-args", "a=" + "[" * 1000], "--template-args: the value of a is not YAML"),
         (["--template-args", "a=.nan"], "--template-args: a must be text, a finite number"),
         (["--template-args", "chat_template=x"], "--template-args: chat_template cannot be given to a template"),
         (["--stages", "sft"], "--stages: no such flag"),
@@ -520,7 +521,7 @@ def test_numbers_mean_the_same_in_a_file_and_on_the_command_line(tmp_path: Path,
 stage_values = st.one_of(values.filter(lambda value: isinstance(value, str | int | float | list | dict | None)), st.none())
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_any_file_of_stages_is_planned_or_told(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     names = ["stages", "method", "sft", "dpo", "model", "data", "out", "beta", "seed", "bogus", "lora_rank"]
@@ -542,7 +543,7 @@ def test_names_that_are_no_text_are_told(tmp_path: Path):
         ("null: 2\n", "one of its names is None"),
         ("sft: {1: 2}\n", "sft in"),
         ("sft: {on: 2}\n", "one of its names is true"),
-        ("2024-01-01: 3\n", "2024-01-01"),
+        ("2024-01-01: 3\n", "2024_01_01: no such setting"),
     ):
         path.write_text(top + text)
         assert says in refused("train", "--config", str(path))
@@ -570,10 +571,12 @@ def test_what_is_accepted_is_what_was_said(name: str, value: Any):
         assert taken is value
     elif name == "switch":
         assert value in (0, 1) or str(value).lower() in ("0", "1", "on", "off", "yes", "no", "true", "false", "t", "f", "y", "n")
-    elif name in ("number", "whole") and value is not None:
-        assert float(taken) == float(value)
+    elif name == "number":
+        assert taken == float(value)
+    elif name == "whole" and value is not None:
+        assert taken == (int(value.replace("_", "").partition(".")[0]) if isinstance(value, str) else int(value))
     elif name == "texts":
-        assert taken == ([value] if isinstance(value, str) else [str(item) for item in value])
+        assert taken == ([str(value)] if isinstance(value, str | Path) else [str(item) for item in value])
     elif value is not None:
         assert str(taken) == str(Path(value) if name == "path" else value)
 

@@ -33,6 +33,8 @@ MUST_BE = {
 }
 """What is wrong, by the first word of pydantic's error type: shorter and without its vocabulary."""
 
+NOT_UNICODE = "must be UTF-8: it holds bytes or surrogates that are no characters"
+
 MOST_VALUES = 100_000
 """Values that a YAML text may come to once its aliases are written out: a config holds hundreds, a malicious one billions."""
 
@@ -74,6 +76,10 @@ class Settings(BaseModel):
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str):
                     _check_text(text, is_path=kind is Path)
+        if isinstance(value, dict):
+            for text in (*value, *value.values()):
+                if isinstance(text, str) and not is_unicode(text):
+                    raise ValueError(NOT_UNICODE)
         return value
 
 
@@ -101,8 +107,8 @@ def _check_text(text: str, *, is_path: bool) -> None:
         raise ValueError("must not be empty")
     if "\0" in text:
         raise ValueError("must not hold a NUL character")
-    if not _is_unicode(text):
-        raise ValueError("must be UTF-8: it holds bytes or surrogates that are no characters")
+    if not is_unicode(text):
+        raise ValueError(NOT_UNICODE)
     if is_path:
         try:
             Path(text).expanduser()
@@ -110,7 +116,7 @@ def _check_text(text: str, *, is_path: bool) -> None:
             raise ValueError("must not begin with ~ and a name that is no user of this machine") from None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether the text has no lone surrogates, which cannot be written to a file."""
     try:
         text.encode()
@@ -143,7 +149,7 @@ def check(
         ConfigError: names every mistake with its dotted path, and the nearest key where one is unknown.
     """
     spelled, mistakes = spelled or {}, mistakes or {}
-    if broken := [name for name in values if not isinstance(name, str) or not _is_unicode(name)]:
+    if broken := [name for name in values if not isinstance(name, str) or not is_unicode(name)]:
         raise ConfigError(report([f"{printable(name)}: no such setting" for name in broken], source))
     lines = [f"{spelled.get(name, name)}: {message}" for name, message in mistakes.items()]
     try:
@@ -270,8 +276,10 @@ def from_yaml(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except (yaml.YAMLError, KeyError, AttributeError) as error:  # the last two: a value that does not fit its tag, `!!bool maybe`
-        raise ValueError(str(error) if isinstance(error, yaml.YAMLError) else f"a value does not fit its tag ({error})") from None
+    except yaml.YAMLError as error:  # it quotes the text as it stands there
+        raise ValueError("".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in str(error))) from None
+    except Exception as error:  # the library's own words are for YAML only: `!!bool maybe` is a KeyError, `!!int` an IndexError
+        raise ValueError(f"a value does not fit its tag ({shown(str(error))})") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -305,7 +313,12 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """YAML's safe dumper, which puts in quotes what our loader or its own would not read as text."""
 
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        """The text; the line ends that YAML would read as others are escaped."""
+        return self.represent_scalar(YAML_TAG + "str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _name, _form, _first in PLAIN_FORMS:
     for _kind_of_yaml in (_Loader, _Dumper):
         _kind_of_yaml.add_implicit_resolver(YAML_TAG + _name, re.compile(f"(?:{_form})$"), _first)

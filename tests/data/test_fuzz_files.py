@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from tests.command_line import prefopt, refused
 from tests.data.broken import TEXTS
+from tests.data.conftest import CHATML
 
+from prefopt.cli import main
 from prefopt.data import sources
+from prefopt.data.dataset import load
 from prefopt.data.rows import REASONS, Dropped, Row, Unreadable
+from prefopt.data.settings import DataSettings
 from prefopt.errors import DataError
 
 ROWS = [{"prompt": f"Is {number} good?\nSäy", "chosen": f'yes, "{number}"', "rejected": f"no {number},"} for number in range(6)]
@@ -174,6 +178,31 @@ def test_a_file_under_another_ending_is_refused(folder: Path, kind: str):
         if kind == other or {kind.removesuffix(".gz"), other.removesuffix(".gz")} == {".json", ".jsonl"}:
             continue  # lines in a .json are understood, and an array in a .jsonl is one line
         assert rows is None or not any(set(row.value) == set(ROWS[0]) for row in rows if isinstance(row, Row))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x1f\x8b\x08", "is not text but packed by gzip: let its name end in .gz"),
+        (b"PAR1 and more", "is not text but parquet: let its name end in .parquet"),
+        (b"PK\x03\x04 and more", "is not text but a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
+    ],
+)
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
+def test_a_file_that_is_no_text_says_what_it_is(folder: Path, kind: str, content: bytes, says: str):
+    (folder / f"packed{kind}").write_bytes(content)
+    assert f"packed{kind} {says}" in refused("data", str(folder / f"packed{kind}"))
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_are_read_with_the_separator_of_their_header(folder: Path, separator: str, end: str):
+    others = ",\t;".replace(separator, "")
+    lines = [["prompt", "chosen", "rejected"], ["q", f'"{others}"', f'"a{separator}b"'], ["q2", "a" + others.replace(",", ""), "c"]]
+    (folder / "separated.csv").write_text(end.join(separator.join(line) for line in lines), newline="")
+    first, second = values(read(folder / "separated.csv") or [])
+    assert first == {"prompt": "q", "chosen": others, "rejected": f"a{separator}b"}
+    assert second == {"prompt": "q2", "chosen": "a" + others.replace(",", ""), "rejected": "c"}
 
 
 def test_line_ends_of_all_kinds_end_no_row_and_lose_none(folder: Path):
@@ -462,3 +491,21 @@ def test_a_column_that_appears_late_is_listed_as_not_read(folder: Path):
     rows = [ROWS[0] | {"chosen": str(number)} for number in range(150)]
     rows[140]["late"] = 1
     assert "  columns not read: late" in list(printed(rows, folder))
+
+
+def test_a_terminal_that_lacks_the_characters_gets_them_as_escapes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    path = folder / "ümlaut.jsonl"
+    path.write_bytes(whole(".jsonl"))
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["data", str(path)]) == 0
+    assert out.buffer.getvalue().startswith(b"\\xfcmlaut.jsonl: 6 rows")
+
+
+def test_a_chat_template_that_no_row_is_written_with_is_told(folder: Path, chatml: Any):
+    path = folder / "plain.jsonl"
+    path.write_bytes(whole(".jsonl"))
+    settings = DataSettings(data=["-"], cache_dir=folder / "cache", chat_template=CHATML)
+    notes = load([str(path)], settings, chatml, kind="pair").summary.notes
+    assert "chat_template had nothing to do: no row is a chat; `--text-as chat` makes plain prompts one" in notes
+    assert not load([str(path)], settings.model_copy(update={"text_as": "chat"}), chatml, kind="pair").summary.notes

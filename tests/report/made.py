@@ -186,7 +186,8 @@ def make_run(
     if state == "finished":
         before = means(held_out[0], 0.0, pairs=pairs, gain=gain) | (sample_means(answers, 0) if samples else {}) if num_held_out else {}
         summary = {"before": before, "method": method, "model": all_settings["model"], "steps": done, "loss": rows[-1]["loss"],
-                   "after": {name: value for name, value in rows[-1].items() if name.startswith(("eval/", "samples/"))}, "training_seconds": 432.1,
+                   "after": {name: value for name, value in rows[-1].items() if name.startswith(("eval/", "samples/"))},
+                   "training_seconds": 432.1,
                    "device": "CPU (2 threads)", "data": data}  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         (folder / "model").mkdir()

@@ -146,7 +146,9 @@ def test_names_of_metrics_are_text_in_a_drawing(tmp_path: Path):
     assert not ElementTree.fromstring(drawing).findall(".//script")
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.25, "0.25"), (-190.0, "−190"), (12000.0, "12k"), (2.5e6, "2.5M"), (-0.0, "0"), (3e9, "3G")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.25, "0.25"), (-190.0, "−190"), (12000.0, "12k"), (2.5e6, "2.5M"), (-0.0, "0"), (3e9, "3G")]
+)
 def test_numbers_on_axes_are_short(value: float, shown: str):
     assert short(value) == shown
 

@@ -14,7 +14,14 @@ from prefopt.report.record import read_run
 def with_margins(path: Path, margins: list[float], **settings: Any) -> Path:
     run = make_run(path, num_held_out=len(margins), **settings)
     lines = [
-        {"row": f"row {place}", "prompt": "p", "completions": ["c", "r"], "step": 120, "before": {"rewards/margin": 0.0}, "after": {"rewards/margin": margin}}
+        {
+            "row": f"row {place}",
+            "prompt": "p",
+            "completions": ["c", "r"],
+            "step": 120,
+            "before": {"rewards/margin": 0.0},
+            "after": {"rewards/margin": margin},
+        }
         for place, margin in enumerate(margins)
     ]
     (run / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -56,8 +63,24 @@ def test_losses_are_told_in_words(tmp_path: Path):
 def test_examples_without_pairs_are_ranked_by_how_far_their_likelihood_rose(tmp_path: Path):
     run = make_run(tmp_path / "run", method="sft", num_held_out=2)
     lines = [
-        {"row": "far", "prompt": "p", "completions": ["c"], "lengths": [10], "step": 120, "before": {"logps/chosen": -50}, "after": {"logps/chosen": -20}},
-        {"row": "near", "prompt": "p", "completions": ["c"], "lengths": [100], "step": 120, "before": {"logps/chosen": -90}, "after": {"logps/chosen": -50}},
+        {
+            "row": "far",
+            "prompt": "p",
+            "completions": ["c"],
+            "lengths": [10],
+            "step": 120,
+            "before": {"logps/chosen": -50},
+            "after": {"logps/chosen": -20},
+        },
+        {
+            "row": "near",
+            "prompt": "p",
+            "completions": ["c"],
+            "lengths": [100],
+            "step": 120,
+            "before": {"logps/chosen": -90},
+            "after": {"logps/chosen": -50},
+        },
     ]
     (run / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     best, worst = best_and_worst(read_run(run))

@@ -69,7 +69,15 @@ def test_files_that_hold_something_else_are_as_if_they_were_not_there(tmp_path: 
 
 def test_lines_with_other_types_are_read_as_far_as_they_go(tmp_path: Path):
     run = make_run(tmp_path / "run", num_held_out=3)
-    line = {"row": 7, "prompt": None, "completions": "x", "lengths": [1, None], "weight": "w", "before": [], "after": {"kl": "a", "loss": 1}}
+    line = {
+        "row": 7,
+        "prompt": None,
+        "completions": "x",
+        "lengths": [1, None],
+        "weight": "w",
+        "before": [],
+        "after": {"kl": "a", "loss": 1},
+    }
     (run / "held_out.jsonl").write_text(json.dumps(line) + "\n")
     (run / "samples.jsonl").write_text('{"step": "x", "ended": 1, "num_tokens": NaN}\n')
     (run / "watch.jsonl").write_text('{"severity": 3, "step": null}\n')

@@ -58,8 +58,10 @@ def test_slow_steps_are_no_sign_of_death(tmp_path: Path):
 
 def test_processes_of_another_machine_are_not_looked_for_here(tmp_path: Path):
     run = make_run(tmp_path / "run", state="running", done=50, pid=NO_PROCESS)
-    assert state_of(run, alive=False, host="elsewhere").name == "running"
-    assert state_of(run, alive=False, host=platform.node()).name == "broken off"
+    (run / ".lock").write_text(json.dumps({"pid": NO_PROCESS, "host": "elsewhere"}))
+    assert state_of(run, alive=False).name == "running"
+    (run / ".lock").write_text(json.dumps({"pid": NO_PROCESS, "host": platform.node()}))
+    assert state_of(run, alive=False).name == "broken off"
 
 
 def test_folders_without_a_status_are_judged_by_their_summary(tmp_path: Path):

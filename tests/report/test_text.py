@@ -4,7 +4,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefopt.report.text import base_name, clip, clock_time, count, duration, moment, number, one_line, plain, rate, share, visible
+from prefopt.report.text import (
+    base_name,
+    clip,
+    clock_time,
+    count,
+    duration,
+    model_label,
+    moment,
+    number,
+    one_line,
+    plain,
+    rate,
+    share,
+    visible,
+)
 
 GAP = "\u00a0"
 
@@ -49,6 +63,13 @@ def test_a_path_is_named_by_its_last_part_and_a_hub_name_whole(name: str, shown:
     assert base_name(name) == shown
 
 
+def test_a_runs_model_is_called_by_the_run():
+    assert model_label("/home/somebody/runs/sft/model") == "sft"
+    assert model_label("/home/somebody/models/qwen") == "qwen"
+    assert model_label("org/name") == "org/name"
+    assert model_label("model") == "model"
+
+
 @pytest.mark.parametrize("value", [None, True, "1", float("nan"), float("inf"), 10**400, [1]])
 def test_what_is_no_finite_number_is_none(value: object):
     assert number(value) is None
@@ -76,7 +97,15 @@ def test_figures_have_the_digits_that_say_something(value: float | None, digits:
 
 @pytest.mark.parametrize(
     ("value", "error", "shown"),
-    [(0.587, 0.037, "58.7"), (0.587, 0.06, "59"), (0.5, None, "50"), (0.587, None, "58.7"), (1.0, None, "100"), (0.0, None, "0"), (-0.02, None, "−2")],
+    [
+        (0.587, 0.037, "58.7"),
+        (0.587, 0.06, "59"),
+        (0.5, None, "50"),
+        (0.587, None, "58.7"),
+        (1.0, None, "100"),
+        (0.0, None, "0"),
+        (-0.02, None, "−2"),
+    ],
 )
 def test_a_share_has_no_digits_that_its_error_makes_worthless(value: float, error: float | None, shown: str):
     assert share(value, error) == f"{shown}{GAP}%"
@@ -89,7 +118,16 @@ def test_rates_and_counts():
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.04, "0.0 s"), (3.21, "3.2 s"), (47.4, "47 s"), (60, "1 min"), (432.1, "7 min 12 s"), (7322, "2 h 2 min"), (200_000, "2 d 7 h"), (None, "–")],
+    [
+        (0.04, "0.0 s"),
+        (3.21, "3.2 s"),
+        (47.4, "47 s"),
+        (60, "1 min"),
+        (432.1, "7 min 12 s"),
+        (7322, "2 h 2 min"),
+        (200_000, "2 d 7 h"),
+        (None, "–"),
+    ],
 )
 def test_durations_have_two_units_at_most(seconds: float | None, shown: str):
     assert duration(seconds) == shown.replace(" ", GAP)

@@ -74,7 +74,7 @@ def test_a_good_run_is_told_in_three_sentences(tmp_path: Path):
     )
     assert found.cost == (
         "It moved 2.20 nats per answer away from its reference (KL); the chosen answers' log-probability fell by 1.8 nats, that of the "
-        "rejected fell by 6.2 nats; its own answers went from 12 to 29 tokens; 120 steps took 7 min 12 s and at most 1.88 GB."
+        "rejected fell by 6.2 nats; its own answers went from 12 to 29 tokens (4 prompts); 120 steps took 7 min 12 s and at most 1.88 GB."
     )
     assert found.advice.startswith("Nothing that the watch looks at speaks against it; read the answers below")
     assert [sentence.count(". ") for sentence in found.sentences] == [0, 0, 0]
@@ -107,7 +107,12 @@ def test_warnings_come_first_in_the_advice_and_into_the_headline(tmp_path: Path)
     [
         ("running", "Still training: step 50 of 120", "open", "It is still going, and so far the watch warns of nothing"),
         ("failed", "Failed after step 50 of 120", "bad", "It ended in an error and left no model: the loss of step 51 is nan."),
-        ("stopped", "Stopped after step 50 of 120", "mixed", "It is not finished; go on from its newest checkpoint with the command below."),
+        (
+            "stopped",
+            "Stopped after step 50 of 120",
+            "mixed",
+            "It is not finished; go on from its newest checkpoint with the command below.",
+        ),
         ("broken off", "Ended without a word after step 50 of 120", "bad", "It is not finished; go on from its newest checkpoint"),
     ],
 )
@@ -126,7 +131,9 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path: Path):
 def test_where_nothing_was_held_out_no_claim_is_made(tmp_path: Path):
     found = verdict_of(make_run(tmp_path / "run", num_held_out=0))
     assert (found.headline, found.tone) == ("Trained, but not judged", "open")
-    assert found.learned.startswith("Nothing was held out, so these figures cannot say whether anything carries over to new prompts; on the ")
+    assert found.learned.startswith(
+        "Nothing was held out, so these figures cannot say whether anything carries over to new prompts; on the "
+    )
     assert found.learned.endswith("which learning them by heart gives too.")
     assert "eval_fraction" in found.advice
 

@@ -31,7 +31,8 @@ class Blow:
         at: pattern of the event, as `traced` writes it; the blow falls before it takes place.
         nth: which of those that match, from 1.
         do: `kill`: SIGKILL; `cut`: the next write that makes a file longer than `size` bytes ends the process in its middle;
-            `interrupt`: so many SIGINT as `size` says, one after the other; `raise`: OSError ENOSPC.
+            `interrupt`: so many SIGINT as `size` says, one after the other; `wait`: writes a file `struck` beside the run's folder
+            and waits until there is a file `go`; `pause`: a second in which others have their turn.
         size: for `cut`, beside what the file that is opened holds already, and for `interrupt`.
     """
 
@@ -97,7 +98,13 @@ class Server:
         """
         self.num += 1
         log = self.logs / f"{self.num}.log"
-        asked = {"words": list(words), "blow": asdict(blow) if blow else None, "trace": str(trace or ""), "log": str(log), "prelude": prelude}
+        asked = {
+            "words": list(words),
+            "blow": asdict(blow) if blow else None,
+            "trace": str(trace or ""),
+            "log": str(log),
+            "prelude": prelude,
+        }
         return Child(self, self.ask(asked)["pid"], log)
 
     def run(self, words: Sequence[str], *, code: int = 0, **how: Any) -> str:
@@ -150,8 +157,7 @@ def serve() -> None:
 
 def import_everything() -> None:
     """What a run imports, late imports included. Nothing is run: threads do not survive a fork."""
-    import peft.tuners.lora
-    import tokenizers
+    import peft  # noqa: F401
     import transformers.generation.utils
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -241,7 +247,7 @@ def watch(base: Path, blow: Blow | None) -> list[str]:
             left -= 1
             if left == 0:
                 assert blow is not None
-                strike(blow, args[0])
+                strike(blow, args[0], base)
 
     sys.addaudithook(hook)
     return events
@@ -258,20 +264,26 @@ def traced(base: Path, name: str, args: tuple[Any, ...]) -> str | None:
         return None
     if not os.path.isabs(path):  # within a folder that is being removed
         return f"{name} .../{path}" if name in ("os.remove", "os.rmdir") else None
-    if not path.startswith(f"{base}{os.sep}") or os.path.lexists(path) != (name in ("os.remove", "os.rename", "os.rmdir") or os.path.isfile(path)):
+    if not path.startswith(f"{base}{os.sep}") or os.path.lexists(path) != (
+        name in ("os.remove", "os.rename", "os.rmdir") or os.path.isfile(path)
+    ):
         return None
     return f"{name} {os.path.relpath(path, base)}"
 
 
-def strike(blow: Blow, path: Any) -> None:
-    """Do what the blow says."""
+def strike(blow: Blow, path: Any, base: Path) -> None:
+    """Do what the blow says, to the file that the event is about."""
     if blow.do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif blow.do == "interrupt":
         for _ in range(blow.size):
             signal.raise_signal(signal.SIGINT)
-    elif blow.do == "raise":
-        raise OSError(28, "No space left on device")
+    elif blow.do == "wait":
+        (base / "struck").touch()
+        while not (base / "go").exists():
+            time.sleep(0.01)
+    elif blow.do == "pause":
+        time.sleep(1)
     elif blow.do == "cut":
         import resource
 

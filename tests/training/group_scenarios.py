@@ -4,8 +4,10 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from prefopt.training import lifeline, sharding
 from prefopt.training.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.loop import Trainer
 from prefopt.training.optimizer import Schedule, make_optimizer
-from prefopt.training.processes import ALONE, Processes, join
+from prefopt.training.processes import Processes, join
 from prefopt.training.references import InPlace
 from prefopt.training.sharding import gathered, shard, wrap
 from prefopt.trees import token_ids
@@ -65,9 +67,9 @@ def train(rank: int, *, of_rank: dict[str, Any] | None = None, trouble: dict[str
 
     Args:
         of_rank: settings that the process of that rank has instead.
-        trouble: `rank`, `step`, `do`: what befalls that process at the beginning of that step.
+        trouble: `rank` (None: all), `step`, `do`: what befalls that process at the beginning of that step.
     """
-    if trouble is not None and trouble["rank"] == rank:
+    if trouble is not None and trouble["rank"] in (rank, None):
         prepare_trouble(trouble)
     hurry()
     settings |= (of_rank or {}).get(str(rank), {})
@@ -111,10 +113,22 @@ def full_disk(trainer: Trainer) -> None:
 
 
 def stand_still_with_helper(trainer: Trainer) -> None:
+    """As when a whole machine stands still. It is woken up when the others must have given it up."""
     assert trainer.processes.lifeline is not None
     assert trainer.processes.lifeline._helper is not None
-    os.kill(trainer.processes.lifeline._helper.pid, signal.SIGSTOP)
+    helper = trainer.processes.lifeline._helper.pid
+    subprocess.Popen(["sh", "-c", f"sleep 12; kill -KILL {os.getpid()}; kill -CONT {helper}"])
+    os.kill(helper, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def suspend_all(trainer: Trainer) -> None:
+    """Every process and every helper at once, for longer than any of the lifeline's times: Ctrl-Z, and then `fg`."""
+    assert trainer.processes.lifeline is not None
+    assert trainer.processes.lifeline._helper is not None
+    mine = f"{os.getpid()} {trainer.processes.lifeline._helper.pid}"
+    subprocess.Popen(["sh", "-c", f"kill -STOP {mine}; sleep 6; kill -CONT {mine}"])
+    time.sleep(1)
 
 
 def hold_the_lock(trainer: Trainer) -> None:
@@ -127,7 +141,7 @@ TROUBLES: dict[str, Callable[[Trainer], None]] = {
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "stand still": stand_still_with_helper,
     "hold": hold_the_lock,
-    "sleep": lambda _: time.sleep(6),
+    "suspend": suspend_all,
     "data": data_error,
     "bug": bug,
     "full disk": full_disk,
@@ -149,7 +163,8 @@ def make_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
     method: Method = Coupled(MethodSettings()) if case["method"] == "coupled" else DPO(DPOSettings(beta=0.3, label_smoothing=0.1))
     reference: Reference
     if case["lora"]:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
             torch.manual_seed(5)
             config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=True)
             adapter = get_peft_model(policy.model, config)
@@ -243,6 +258,7 @@ def draw_samples(processes: Processes) -> Any:
     no_dropout(policy)
     wrapped = wrap(policy, processes, "fsdp")
     prompts = [token_ids([5, 6, 7]), token_ids([8, 9])]
+    schedule = Schedule(5e-2, 9, 0.0, "constant")
 
     def draw() -> list[list[int]]:
         with policy.generating() as model:
@@ -253,7 +269,7 @@ def draw_samples(processes: Processes) -> Any:
     reference = FrozenCopy(small_policy(1))
     if processes.count > 1:
         shard(reference.policy, processes)
-    trainer = Trainer(policy, wrapped, DPO(DPOSettings()), reference, optimizer, Schedule(5e-2, 9, 0.0, "constant"), 1.0, 60, None, processes)
+    trainer = Trainer(policy, wrapped, DPO(DPOSettings()), reference, optimizer, schedule, 1.0, 60, None, processes)
     result, norm = trainer.step(pairs(4), 0, {})
     cut_after = [isinstance(parameter, DTensor) for parameter in policy.parameters()]
     return {"before": before, "loss": result.loss, "norm": norm, "after": draw(), "cut": cut_after}
@@ -306,11 +322,6 @@ def random_states(rank: int, *, folder: str) -> Any:
         processes.wait()
         restore(path, {"step": 1, "method_state": {}}, parameters, optimizer, processes)
         return {"first": drawn, "again": torch.rand(2).tolist()}
-
-
-def alone() -> Processes:
-    """One process, in the test's own."""
-    return ALONE
 
 
 SCENARIOS: dict[str, Callable[..., Any]] = {

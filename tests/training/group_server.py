@@ -128,6 +128,7 @@ def fork(scenarios: Any, asked: dict[str, Any], rank: int, port: int, result: Pa
         return pid
     code = 70
     import faulthandler
+
     try:
         written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         null = os.open(os.devnull, os.O_RDWR)

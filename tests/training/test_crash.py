@@ -42,7 +42,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.1,
         "epochs": 6,
     },
-    "lora": {"eval_fraction": 0.33, "eval_every_steps": 3, "save_every_steps": 2, "lora_rank": 4, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 6},
+    "lora": {
+        "eval_fraction": 0.33,
+        "eval_every_steps": 3,
+        "save_every_steps": 2,
+        "samples": 1,
+        "sample_tokens": 6,
+        "lora_rank": 4,
+        "learning_rate": 1e-2,
+    },
 }
 
 
@@ -64,7 +72,9 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+def whole(
+    server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Whole]:
     """A run in one piece by the name of its settings; each is done once."""
     done: dict[str, Whole] = {}
 

@@ -40,3 +40,7 @@ def test_seed_decides():
 def test_epochs_differ():
     order = DataOrder(num_examples=50, batch_size=50, seed=0, epochs=2)
     assert order.examples(0).tolist() != order.examples(1).tolist()
+
+
+def test_epochs_without_end_are_a_number_of_steps():
+    assert DataOrder(12, 4, seed=0, epochs=1e308).num_steps == 2**53 // 4

@@ -1,7 +1,7 @@
 """Several processes make the steps that one makes, whether each holds the whole model or a part of every weight."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from tests.training.group_scenarios import draw_samples, look_and_step, steps
 from tests.training.group_server import Outcome, Server
 from tests.training.runs import figures, losses, rows, run, weights
+from torch import nn
 
 from prefopt.engine.head import HeadShape
 from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.proof import prove
 from prefopt.training.processes import ALONE
 from prefopt.training.sharding import SharedFile, layers_of, like, weights_sample, wrap
 
@@ -104,6 +106,19 @@ def test_layers_are_found_without_their_names(make_model):
     assert layers_of(policy) == named == list(policy.model.model.layers)
     policy._no_split_modules = {"LlamaDecoderLayer", "LlamaMLP"}  # a part of a layer is no unit of its own
     assert layers_of(policy) == named
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_no_device_holds_is_proved_on_its_twin(make_model, dtype: torch.dtype):
+    """Few layers and random weights, on the device of the run; what an adapter does to the head it cannot show, and is looked up."""
+    model = make_model("llama", num_hidden_layers=5).to(dtype)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    whole, twin = (prove(model, max_length=64, autocast=torch.bfloat16, apart=apart) for apart in (None, torch.device("cpu")))
+    assert twin.path == whole.path == EnginePath("flat", HeadShape())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert prove(make_model("bloom"), max_length=64, apart=torch.device("cpu")).path.sharing == "plain"
+    model.lm_head = nn.Sequential(model.lm_head)  # as an adapter wraps it
+    assert prove(model, max_length=64, autocast=torch.bfloat16, apart=torch.device("cpu")).path == EnginePath("flat", None)
 
 
 def test_one_process_needs_no_wrapping(make_model):

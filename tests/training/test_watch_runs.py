@@ -103,7 +103,8 @@ def test_random_labels_are_near_half(bench: Bench, answers: Path):
 
 
 def test_random_labels_are_overfitted_in_many_epochs(bench: Bench, answers: Path):
-    found = bench.run("dpo", answers, noisy(pair_rows(96), 0.5), epochs=7, learning_rate=1e-3, eval_fraction=0.25, eval_every_steps=10)
+    settings = {"epochs": 12, "learning_rate": 1e-3, "eval_fraction": 0.25, "eval_every_steps": 20, "samples": 0}
+    found = bench.run("dpo", answers, noisy(pair_rows(96), 0.5), **settings)
     assert "overfitting" in found
     values = found["overfitting"]["values"]
     assert values["now"] > values["best"]

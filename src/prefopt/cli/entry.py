@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     # Before torch loads its thread pool: threads that spin while they wait starve each other as soon as anything else
     # runs on the machine (docs/experiments.md has the figures).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Also before torch: when a process of a run is gone, we say so in a sentence, and torch in warnings with addresses in memory.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an answer that is more than the terminal's characters is no reason to fail
             stream.reconfigure(errors="backslashreplace")
@@ -89,7 +91,8 @@ def run(argv: Sequence[str] | None, console: Console | None) -> int:
         build_app()(sys.argv[1:] if argv is None else list(argv), console=console)
         sys.stdout.flush()  # here, where a closed pipe is caught, rather than while Python shuts down
     except PrefoptError as error:
-        print(f"prefopt: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"prefopt: {error}", file=sys.stderr)
         return 130 if isinstance(error, RunStopped) else 2
     except CycloptsError as error:
         error.verbose = False

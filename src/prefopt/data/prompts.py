@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import readers, sources
 from prefopt.data.examples import Conversation, Fields, Message
-from prefopt.data.formats import FORMATS, instruction_prompt, is_prompt, is_text, is_turns, with_system
-from prefopt.data.recognise import check_columns, check_mapping, columns_of, first_fit, mapping_for, rename, suggested_mapping
-from prefopt.data.rows import Dropped, Row, RowFault, clip
+from prefopt.data.formats import FORMATS, instruction_prompt, is_text, is_turns, with_system
+from prefopt.data.recognise import OTHER_NAMES, check_columns, check_mapping, columns_of, first_fit, mapping_for, rename
+from prefopt.data.rows import SHOWN, Dropped, Row, RowFault, clip
 from prefopt.data.template import Chat, Rendered, chat_of
 from prefopt.data.tokenize import Grower, TreeOptions, opening
 from prefopt.errors import ConfigError, DataError
@@ -44,10 +44,6 @@ class Prompt:
     def as_json(self) -> str | list[dict[str, str]]:
         """The form in which data files hold it."""
         return self.content if isinstance(self.content, str) else [message.as_dict() for message in self.content]
-
-    def as_text(self) -> str:
-        """For people: text as it is, of a chat its last turn."""
-        return self.content if isinstance(self.content, str) else self.content[-1].content
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +259,8 @@ def lone_prompt(row: Fields) -> Content:
         RowFault: there is none.
     """
     columns = row.columns
-    if is_prompt(columns.get("prompt")):
-        return row.text("prompt") if is_text(columns["prompt"]) else row.conversation("prompt")
+    if row.has("prompt"):
+        return row.conversation("prompt") if is_turns(columns["prompt"]) else row.text("prompt")
     for name in ("messages", "conversations"):
         if is_turns(columns.get(name)):
             turns = with_system(row, row.conversation(name))
@@ -281,8 +277,7 @@ def lone_prompt(row: Fields) -> Content:
 def nothing_to_ask(given: str, rows: Sequence[Row | Dropped], faulty: Sequence[Dropped]) -> str:
     """The message where no row holds a prompt."""
     columns = columns_of(rows)
-    mapping = suggested_mapping([row.value for row in rows[:100] if isinstance(row, Row)], columns, FORMATS)
-    asked = mapping.get("prompt") or next((name for name in columns if name.lower() in ("question", "query", "input")), None)
+    asked = next((name for name in columns if name.lower() in OTHER_NAMES["prompt"]), None)
     hint = f" Perhaps: --columns prompt={asked}." if asked else ""
     return (
         f"{given}: no row holds a prompt. The first, {faulty[0].location}: {faulty[0].detail}. "
@@ -291,15 +286,15 @@ def nothing_to_ask(given: str, rows: Sequence[Row | Dropped], faulty: Sequence[D
 
 
 def refuse_faulty(faulty: Sequence[Dropped], num_rows: int) -> None:
-    """Stops where rows hold no prompt.
+    """Stops where rows hold no prompt, or one that cannot be asked.
 
     Raises:
         DataError: names the first of them, and how to leave them out.
     """
     if faulty:
-        lines = [f"{len(faulty)} of {num_rows} rows hold no usable prompt:"]
-        lines += [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in faulty[:10]]
-        lines += [f"  … and {len(faulty) - 10} more"] if len(faulty) > 10 else []
+        lines = [f"{len(faulty)} of {num_rows} rows hold no prompt that can be asked:"]
+        lines += [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in faulty[:SHOWN]]
+        lines += [f"  … and {len(faulty) - SHOWN} more"] if len(faulty) > SHOWN else []
         raise DataError("\n".join([*lines, "Mend the rows, or leave them out with --on-bad-row drop."]))
 
 

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 BOM = b"\xef\xbb\xbf"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 """How files in other encodings begin; that of UTF-32 first, whose beginning is UTF-16's."""
+
+OTHER_KINDS = {
+    b"\x1f\x8b": "packed by gzip: let its name end in .gz",
+    b"PAR1": "parquet: let its name end in .parquet",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
+}
+"""How files begin that hold no text, and what to do with them."""
 CELL_LIMIT = 2**31 - 1
 """Longest CSV cell; the csv module's own limit of 128 KiB is too short for conversations."""
 
@@ -42,8 +50,11 @@ def without_mark(content: bytes, name: str) -> bytes:
     """The text behind the mark that some programs put before UTF-8.
 
     Raises:
-        DataError: the mark is that of another encoding.
+        DataError: the mark is that of another encoding, or of a file that holds no text.
     """
+    for mark, advice in OTHER_KINDS.items():
+        if content.startswith(mark):
+            raise DataError(f"{name} is not text but {advice}.")
     for mark, encoding in OTHER_MARKS.items():
         if content.startswith(mark):
             raise DataError(f"{name} is written in {encoding}, and only UTF-8 is read. Save it as UTF-8.")
@@ -140,19 +151,19 @@ def json_array(content: bytes, name: str) -> Iterator[Row | Dropped]:
 
 
 def csv_table(content: bytes, name: str) -> Iterator[Row | Dropped]:
-    """A header and rows, separated by commas (or tabs, where the header has tabs and no comma); quoted cells may hold line ends.
+    """A header and rows; quoted cells may hold line ends. Commas separate cells; tabs or semicolons where the header has no comma.
 
     Raises:
         DataError: no header, a column named twice, or another encoding.
     """
     # Broken bytes become lone surrogates, so that the row they stand in can be named instead of the file.
     text = without_mark(content, name).decode(errors="surrogateescape")
-    header_end = text.find("\n") if "\n" in text else len(text)
-    tabs = "\t" in text[:header_end] and "," not in text[:header_end]
+    header = re.split("[\r\n]", text, maxsplit=1)[0]
+    separator = next((mark for mark in ",\t;" if mark in header), ",")
     limit = csv.field_size_limit(CELL_LIMIT)
     taken: list[str] = []
     try:
-        lines = csv.reader(noted(io.StringIO(text, newline=""), taken), delimiter="\t" if tabs else ",", strict=True)
+        lines = csv.reader(noted(io.StringIO(text, newline=""), taken), delimiter=separator, strict=True)
         yield from csv_rows(lines, taken, name)
     finally:
         csv.field_size_limit(limit)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from prefopt.config import REQUIRED, Setting, Settings, shown
+from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, shown
 
 NOT_OF_TEMPLATES = (
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "tokenizer_kwargs"),
@@ -79,10 +79,8 @@ def check_plain(name: str, value: object, depth: int = DEEPEST_ARG) -> None:
     if depth == 0:
         raise ValueError(f"{name} is nested too deeply")
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} must be UTF-8: it holds bytes or surrogates that are no characters") from None
+        if not is_unicode(value):
+            raise ValueError(f"{name} {NOT_UNICODE}")
     elif isinstance(value, list):
         for item in value:
             check_plain(name, item, depth - 1)

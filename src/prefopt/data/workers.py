@@ -6,11 +6,14 @@ The tokenizers library already encodes a batch on all cores. Processes help with
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -66,21 +69,47 @@ def in_processes(grower: Grower, examples: Sequence[Example], workers: int) -> I
     """The trees of consecutive slices, grown side by side."""
     size = max(1, -(-len(examples) // (workers * 4)))
     slices = [examples[start : start + size] for start in range(0, len(examples), size)]
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=use_one_thread,
+        initializer=begin_worker,
     ) as pool:
-        for part in pool.map(grow_slice, [grower] * len(slices), slices):
-            for grown in part:
-                if isinstance(grown.tree, PromptTree):
-                    freeze(grown.tree)
-            yield part
+        try:
+            with deaf_to_interrupts():  # which the processes inherit
+                parts = pool.map(grow_slice, [grower] * len(slices), slices)
+            for part in parts:
+                for grown in part:
+                    if isinstance(grown.tree, PromptTree):
+                        freeze(grown.tree)
+                yield part
+        except BaseException:  # a Ctrl-C above all: nobody waits for what they are at
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
-def use_one_thread() -> None:
-    """Keeps the tokenizer of a process from starting threads: the other cores are busy too."""
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """A Ctrl-C waits until the end of the block, and never reaches processes that are started in it: the terminal sends it to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker() -> None:
+    """What a process does first: its tokenizer starts no threads, the other cores are busy too; and it does not outlive its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, and end too. A parent that is killed tells nobody: its processes would wait for work for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def grow_slice(grower: Grower, examples: Sequence[Example]) -> list[Grown]:

@@ -96,6 +96,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         )
     raise ModelError(
         f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json."
+        + _wants_code(problem)
     )
 
 
@@ -226,6 +227,7 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
         raise ModelError(
             f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors."
+            + _wants_code(error)
         ) from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
@@ -234,6 +236,13 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
             "The folder is damaged or belongs to another architecture."
         )
     return model
+
+
+def _wants_code(error: Exception) -> str:
+    """What to do where the library says that it was not allowed to run the model's own code."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return " It comes with Python code of its own, which runs only if you set trust_remote_code; look at that code first."
 
 
 def _hub_kernel(config: object) -> str | None:
@@ -265,11 +274,19 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> P
     )
     with torch.random.fork_rng(devices=[]), _peft():
         torch.manual_seed(seed % 2**63)
+        names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
         try:
+            # The library is content when one of several names is found.
+            for setting in ("target_modules", "modules_to_save"):
+                if missing := _not_in(model, getattr(settings, setting)):
+                    raise ValueError(f"{setting}: the model has no module {', '.join(missing)}")
             adapter = get_peft_model(model, config)
         except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
             raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
+        except (RuntimeError, MemoryError) as error:
+            raise ModelError(
+                f"an adapter of rank {settings.lora_rank} has no room in memory: {_one_line(error)}. Lower lora_rank."
+            ) from None
     if (base := Path(model.name_or_path or "")).is_dir():  # who loads the adapter will not stand where we stand
         adapter.peft_config[adapter.active_adapter].base_model_name_or_path = str(base.resolve())
     return adapter
@@ -289,6 +306,12 @@ def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
             return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # as in read_model
         raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
+
+
+def _not_in(model: PreTrainedModel, given: list[str]) -> list[str]:
+    """Those names that are neither the whole name of a module nor the end of one."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    return [entry for entry in given if not any(name.endswith(f".{entry}") for name in names)]
 
 
 def downloaded_adapter(name: str) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
@@ -108,25 +108,20 @@ def load_to_merge(base: str, adapter: str, *, device: torch.device, trust_remote
         trust_remote_code: run code that comes with the base.
 
     Raises:
-        ModelError: one cannot be read, they do not belong together, or what the adapter does is no change of weights.
+        ModelError: one cannot be read, they do not belong together, or the adapter is no change of weights.
     """
+    refuse_other_kinds(adapter)
     settings = ModelSettings(model=base, adapter=adapter, trust_remote_code=trust_remote_code)
     try:
         loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
     except ModelError as error:
-        if "size mismatch" in str(error) or "not found in the base model" in str(error):
+        if "size mismatch" in str(error) or "Target modules" in str(error):
             raise ModelError(
                 f"the adapter {adapter} was not made for {base}: its layers have other shapes or names. "
                 "Give the model that it was trained on with --model."
             ) from None
         raise
     assert loaded.adapter is not None, "an adapter was given"
-    kind = loaded.adapter.active_peft_config
-    if kind.is_prompt_learning or not hasattr(loaded.adapter.base_model, "merge_and_unload"):
-        raise ModelError(
-            f"{adapter} is an adapter of the type {kind.peft_type.value}, which adds inputs instead of changing weights, "
-            "so it cannot be merged. Serve it beside its base."
-        )
     if getattr(loaded.model, "is_quantized", False):
         raise ModelError(f"{base} is quantised, and its weights cannot take a change. Give the model that it was made of with --model.")
     known = get_peft_model_state_dict(loaded.adapter, save_embedding_layers=False)
@@ -139,6 +134,24 @@ def load_to_merge(base: str, adapter: str, *, device: torch.device, trust_remote
         )
     loaded.model.eval().requires_grad_(False)
     return loaded
+
+
+def refuse_other_kinds(adapter: str) -> None:
+    """Stops at adapters that are no change of weights.
+
+    Raises:
+        ModelError: it is one, or its config cannot be read.
+    """
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except Exception as error:  # the library lets errors of many kinds through
+        raise ModelError(f"the config of the adapter {adapter} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ModelError(
+            f"{adapter} is an adapter of the type {kind}, which adds inputs instead of changing weights, "
+            "so it cannot be merged. Serve it beside its base."
+        )
 
 
 @torch.no_grad()

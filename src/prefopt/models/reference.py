@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from peft import PeftModel
 
 from prefopt.engine.batch import TreeBatch, pack
@@ -126,6 +127,14 @@ class CachedReference:
 
     def __init__(self, values: Mapping[bytes, npt.NDArray[np.float32]]) -> None:
         self.values = values
+
+    def digest(self) -> str:
+        """Tells whether the values are the same to the last bit; the order in which they were computed makes them differ there."""
+        digest = xxhash.xxh3_64()
+        for key in sorted(self.values):
+            digest.update(key)
+            digest.update(self.values[key].tobytes())
+        return digest.hexdigest()
 
     def logps(self, batch: TreeBatch) -> TokenLogps:
         """The values of the batch's completions and scored prompts.

@@ -80,13 +80,15 @@ def generate(settings: GenerateSettings) -> None:
     if settings.out is not None:
         check_out(settings.out, overwrite=settings.overwrite)
     prompts, faulty = given_prompts(settings)
+    if settings.on_bad_row == "stop":
+        refuse_faulty(faulty, len(prompts) + len(faulty))
     voices = open_voices(settings, with_chats=any(not isinstance(prompt.content, str) for prompt in prompts))
     if settings.logps and not voices.same_tokens:
         raise ConfigError("logps scores the answers of each model under the other, and these two read different tokens. Leave it out.")
     prompts, fitted, unfit = fit_all(voices, prompts)
     num_rows = len(prompts) + len(faulty) + len(unfit)
     if settings.on_bad_row == "stop":
-        refuse_faulty([*faulty, *unfit], num_rows)
+        refuse_faulty(unfit, num_rows)
     if not prompts:
         raise DataError(f"none of the {num_rows} prompts can be asked. The first, {unfit[0].location}: {unfit[0].detail}.")
     for line in [*voices.lines(), *notes_on(voices, fitted, num_dropped=num_rows - len(prompts))]:
@@ -136,12 +138,10 @@ def fit_all(voices: Voices, prompts: Sequence[Prompt]) -> tuple[list[Prompt], li
 
 def notes_on(voices: Voices, fitted: Sequence[Sequence[Fitted]], *, num_dropped: int) -> list[str]:
     """What was left out or cut."""
-    notes = [f"note: {num_dropped} prompts were left out"] if num_dropped else []
+    notes = [f"note: {counted(num_dropped, 'row')} left out"] if num_dropped else []
     for voice, mine in zip(voices.all, fitted, strict=True):
         if num_cut := sum(bool(one.num_cut) for one in mine):
-            notes.append(
-                f"note: {num_cut} prompts are longer than the {voice.speaker.context} tokens that the {voice.role} reads: cut on the left"
-            )
+            notes.append(f"note: {counted(num_cut, 'prompt')} cut on the left: the {voice.role} reads {voice.speaker.context} tokens")
     return notes
 
 
@@ -292,6 +292,11 @@ def writer(settings: GenerateSettings, voices: Voices, num_prompts: int) -> tupl
     return write, lambda: close(file)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def close(file: TextIO) -> None:
     """Closes the file; what could not be written was told before."""
     try:
@@ -334,7 +339,8 @@ def asked(prompt: Prompt) -> str:
 def remark(answer: Answer) -> str:
     """What there is to say about an answer."""
     parts = [] if answer.ended else [f"cut after {len(answer.ids)} tokens"]
-    parts += [f"log-prob under the {role} {value:.2f}" for role, value in answer.logps.items()]
+    if answer.logps:
+        parts.append("log-prob " + ", ".join(f"{value:.2f} under the {role}" for role, value in answer.logps.items()))
     if (ratio := log_ratio(answer)) is not None:
         parts.append(f"log-ratio {ratio:+.2f}")
     if not answer.text.strip():
@@ -354,7 +360,7 @@ def progress(narrator: Terminal, settings: GenerateSettings, total: int) -> Iter
 
 def closing(voices: Voices, written: Sequence[Answered], settings: GenerateSettings, seconds: float) -> list[str]:
     """The figures of all answers."""
-    lines = [f"{len(written)} answers of each model in {clock(seconds)}"]
+    lines = [f"{counted(len(written), 'answer')} of each model in {clock(seconds)}"]
     for voice in voices.all:
         own = [answered.answers[voice.role] for answered in written]
         parts = [

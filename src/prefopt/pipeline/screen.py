@@ -117,8 +117,7 @@ class LiveScreen:
                     drawn = now
             for column, (_, stream) in zip(columns, streams, strict=True):
                 column.note = note(stream)
-            page.growing = False
-            live.refresh()
+            page.growing = False  # leaving draws it once more, and only once: what is longer than the screen cannot be drawn over
         self.console.print()
 
 

@@ -11,6 +11,7 @@ one before, and a stage with a reference refers to it. After a stage that traine
 adapter.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,11 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     for stage in stages:
         if not stage.settings.resume:
             RunFolder(stage.settings.out).check(resume=False, overwrite=stage.settings.overwrite)
-    from prefopt.training.narrator import Terminal
+    from prefopt.training.narrator import Quiet, Terminal
+    from prefopt.training import processes
     from prefopt.training.run import train  # loads torch: only once all settings are right
 
-    narrator = Terminal()
+    narrator = Terminal() if processes.place(os.environ)[0] == 0 else Quiet()
     for place, stage in enumerate(stages, 1):
         settings = stage.settings
         if settings.resume and RunFolder(settings.out).files.summary.is_file():

@@ -13,6 +13,7 @@ from prefopt.rollout.stream import Stream
 from prefopt.trees import TokenIds
 
 NOBODY = "none"
+TEMPLATES = {"tokenizer": "the tokenizer's chat template", "settings": "the chat template given", "default": "a plain transcript"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +102,11 @@ class Voices:
         width = max(len(voice.role) for voice in self.all)
         lines = [f"{voice.role + ':':<{width + 1}} {described(voice.speaker, self.policy.speaker)}" for voice in self.all]
         chat = self.policy.renderer.chat
-        if chat is None:
-            written = "plain text is continued as it is"
-        else:
-            template = {
-                "tokenizer": "the tokenizer's chat template",
-                "settings": "the chat template given",
-                "default": "a plain transcript",
-            }
-            shape = "as a question in" if self.text_as == "chat" else "as it is, chats in"
-            written = f"plain text is read {shape} {template[chat.origin]}"
-        return [*lines, f"prompts: {written}, {self.because}"]
+        template = "" if chat is None else TEMPLATES[chat.origin]
+        if self.text_as == "chat":
+            return [*lines, f"prompts: plain text is a question in {template}, {self.because}"]
+        chats = f"; chats are written in {template}" if template else ""
+        return [*lines, f"prompts: plain text is continued as it is, {self.because}{chats}"]
 
 
 def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices:

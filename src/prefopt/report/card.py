@@ -14,9 +14,9 @@ import yaml
 from prefopt.methods.table import METHODS
 from prefopt.report.facts import data_notes, data_rows, key_settings, manifest_rows, source_rows, worded
 from prefopt.report.figures import Change, changes
-from prefopt.report.record import RunRecord, mapping, read_run
+from prefopt.report.record import RunRecord, listed, mapping, read_run
 from prefopt.report.state import RunState
-from prefopt.report.text import base_name, count, integer, one_line, visible
+from prefopt.report.text import count, integer, model_label, one_line, visible
 from prefopt.report.verdict import FEW, judge, what_it_cost, what_was_learned
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -86,11 +86,7 @@ def title(record: RunRecord) -> str:
 def base_of(record: RunRecord) -> str:
     """The name of the model that training began with: a hub name whole, of a folder the last name."""
     name = record.model_name
-    if hub_name(name):
-        return name
-    parts = Path(name).parts
-    # A run's model is in a folder named so.
-    return parts[-2] if len(parts) > 1 and parts[-1] == "model" else base_name(parts[-1]) if parts else ""
+    return name if hub_name(name) else model_label(name).split("/")[-1]
 
 
 def hub_name(name: str) -> str:
@@ -111,7 +107,7 @@ def is_adapter(record: RunRecord) -> bool:
 def front_matter(record: RunRecord) -> dict[str, Any]:
     """What the hub reads of a card."""
     base = hub_name(record.model_name)
-    datasets = [name for entry in record.settings.get("data") or [] if (name := hub_name(str(entry).partition(":")[0]))]
+    datasets = [name for entry in listed(record.settings.get("data")) if (name := hub_name(str(entry).partition(":")[0]))]
     tags = ["prefopt", *([record.method] if record.method else []), *(["preference-optimization"] if record.is_pairs else [])]
     return {
         "library_name": "peft" if is_adapter(record) else "transformers",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from prefopt.report.curves import central_range, column
 from prefopt.report.record import Curve, RunRecord, mapping
-from prefopt.report.text import number, plain, rate, share
+from prefopt.report.text import number, plain, rate, share, visible
 
 Role = Literal["train", "held", "chosen", "rejected", "muted"]
 """What a line stands for, which is its colour."""
@@ -169,7 +169,7 @@ SPECS: Mapping[str, Sequence[Spec]] = {
         ),
         Spec(
             "length",
-            "Length of its own answers",
+            "Length of its answers",
             "tokens",
             "Sampled at each evaluation, on the prompts below. Should stay near what the data holds: growth without end is a way to please "
             "without being better.",
@@ -178,7 +178,7 @@ SPECS: Mapping[str, Sequence[Spec]] = {
         ),
         Spec(
             "entropy",
-            "Entropy of its own answers",
+            "Entropy of its answers",
             "nats per token",
             "How unsure the model is of each token that it draws. A fall to near 0 says that it gives the same answer whatever happens.",
             [("samples/entropy", "", "held")],
@@ -186,7 +186,7 @@ SPECS: Mapping[str, Sequence[Spec]] = {
         ),
         Spec(
             "repetition",
-            "Repetition in its own answers",
+            "Repetition in its answers",
             "",
             "Share of stretches of four tokens that the same answer has held before. Should stay near 0.",
             [("samples/repetition", "", "held")],
@@ -260,7 +260,7 @@ def without_pairs() -> dict[str, Sequence[Spec]]:
 def other(name: str) -> Spec:
     """A chart of a metric that none above knows."""
     lines: list[tuple[str, str, Role]] = [(name, "trained on", "train"), (f"eval/{name}", "held out", "held")]
-    return Spec(f"other-{name}", name, "", "A figure of this method's own.", lines)
+    return Spec(f"other-{name}", visible(name), "", "A figure of this method's own.", lines)
 
 
 def chart_of(spec: Spec, record: RunRecord, before: Mapping[str, float]) -> Chart | None:

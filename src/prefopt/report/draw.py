@@ -42,6 +42,9 @@ COLOURS = {
 }
 """Marker colours, which stand for the page's variables of the same names: no chart has a near-black like these."""
 
+NOISE = 1e-4
+"""Relative difference below which values are drawn as one: an axis cut finer shows rounding and nothing else."""
+
 MOST_DOTS = 40
 """Evaluations that are marked one by one; more would hide the line."""
 
@@ -79,7 +82,10 @@ def set_ends(axes: "Axes", chart: Chart, low: float, high: float) -> None:
     """Where the axes end: a little beyond what is drawn, from the lowest to the highest value of lines and levels."""
     values = [low, high, *(level.value for level in chart.levels), *(() if chart.low is None else (chart.low,))]
     low, high = min(values), max(values)
-    room = (high - low) * 0.06 or abs(high) * 0.1 or (0.1 if chart.scale == "share" else 1.0)
+    if high - low > NOISE * max(abs(low), abs(high)):
+        room = (high - low) * 0.06
+    else:
+        room = abs(high) * 0.1 or (0.1 if chart.scale == "share" else 1.0)
     axes.set_ylim(low - (0 if low == chart.low else room), high + room)
     first = min(min(line.curve.steps) for line in chart.lines)
     last = max(max(line.curve.steps) for line in chart.lines)
@@ -144,12 +150,12 @@ def draw_line(axes: "Axes", line: Line, low: float, high: float) -> None:
         axes.plot(*thin(steps, values), color=colour, linewidth=2, dashes=(5, 2), zorder=4, **marker)
     elif len(steps) < SMOOTH_FROM or not line.is_noisy:
         if len(steps) < 4:  # one point makes no line
-            marker = {"marker": "o", "markersize": 3.5}
+            marker = {"marker": "o", "markersize": 5}
         axes.plot(*thin(steps, values), color=colour, linewidth=2, zorder=3, **marker)
     else:
         axes.plot(*thin(steps, values), color=colour, linewidth=1, alpha=0.3, zorder=2)
         places = slice(None, None, max(1, len(steps) // 400))
-        axes.plot(steps[places], smooth(values)[places], color=colour, linewidth=2, zorder=3)
+        axes.plot(steps[places], smooth(values).clip(low, high)[places], color=colour, linewidth=2, zorder=3)
 
 
 def label_axes(axes: "Axes", scale: Scale, across: str = "step") -> None:

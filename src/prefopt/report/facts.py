@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.data.summary import DataSummary
-from prefopt.report.record import RunRecord, mapping
+from prefopt.report.record import RunRecord, listed, mapping
 from prefopt.report.state import RunState
-from prefopt.report.text import base_name, clock_time, count, duration, integer, moment, number, plain, rate, share
+from prefopt.report.text import base_name, clock_time, count, duration, integer, model_label, moment, number, plain, rate, share
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -19,9 +19,9 @@ SHORTEST = 300
 def source_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Each source: its name, rows, what it was read as, and why."""
     found = []
-    for source in summary.get("sources") or []:
+    for source in listed(summary.get("sources")):
         fields = mapping(source)
-        unread = fields.get("unread_columns") or []
+        unread = listed(fields.get("unread_columns"))
         because = str(fields.get("because", "")) + (f"; columns not read: {', '.join(map(str, unread))}" if unread else "")
         read_as = f"{fields.get('says', '')} ({fields.get('format', '')})"
         found.append((base_name(str(fields.get("name", ""))), count(number(fields.get("num_rows"))), read_as, because))
@@ -68,7 +68,7 @@ def data_notes(record: RunRecord) -> list[str]:
     try:
         found = DataSummary.from_dict(summary)
     except (KeyError, TypeError, AttributeError):  # of another version
-        return [str(note) for note in summary.get("notes") or []]
+        return [str(note) for note in listed(summary.get("notes"))]
     return [f"{count(amount)} {words}" for amount, words in found.remarks() if amount] + list(found.notes)
 
 
@@ -85,7 +85,7 @@ def key_settings(record: RunRecord) -> Rows:
     schedule = settings.get("lr_schedule")
     rows: Rows = [
         ("method", record.method),
-        ("model", base_name(record.model_name)),
+        ("model", model_label(record.model_name)),
         (
             "trains",
             f"an adapter of rank {rank}" if rank else "an adapter" if settings.get("adapter") else "all weights" if settings else "",
@@ -138,10 +138,11 @@ def manifest_rows(record: RunRecord, state: RunState) -> Rows:
     model = mapping(record.manifest.get("model"))
     trained, total = number(model.get("num_trained")), number(model.get("num_parameters"))
     rows: Rows = [
-        ("model", base_name(record.model_name)),
+        ("model", model_label(record.model_name)),
         ("architecture", str(model.get("architecture") or "")),
         ("parameters", count(total) if total else ""),
         ("of them trained", f"{count(trained)} ({share(trained / total)})" if trained and total else ""),
+        ("model fingerprint", str(model.get("fingerprint") or "")),
         ("data fingerprint", str(record.data.get("fingerprint") or "")),
     ]
     environment = mapping(record.manifest.get("environment")) or {
@@ -154,13 +155,13 @@ def manifest_rows(record: RunRecord, state: RunState) -> Rows:
         (name.replace("num_", "number of ").replace("_", " "), worded(value)) for name, value in environment.items() if value is not None
     ]
     rows += [("started", clock_time(moment(record.manifest.get("started")) or state.started)), ("last written", clock_time(state.updated))]
-    rows += [("resumed", resumed_words(mapping(entry))) for entry in record.manifest.get("resumed") or []]
+    rows += [("resumed", resumed_words(mapping(entry))) for entry in listed(record.manifest.get("resumed"))]
     return [(name, value) for name, value in rows if value and value != "–"]
 
 
 def resumed_words(entry: Mapping[str, Any]) -> str:
     """Where a run was taken up again, when, and what was different from then on."""
-    differences = [str(words) for words in entry.get("differences") or []]
+    differences = [str(words) for name in ("differences", "settings") for words in listed(entry.get(name))]
     step = integer(entry.get("step"))
     return joined([f"after step {count(step)}", clock_time(moment(entry.get("time"))), *differences]) if step is not None else ""
 

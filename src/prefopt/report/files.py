@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object that a file of a run holds; None where there is none that can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -122,7 +122,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in filter(None, lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -5,7 +5,6 @@ Whatever comes from files, data and models are among them, is escaped by the tem
 characters visible; a policy in the page forbids scripts and everything from elsewhere.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,9 +20,9 @@ from prefopt.report.examples import Learned, best_and_worst, spread
 from prefopt.report.facts import all_settings, commands, data_notes, data_rows, key_settings, manifest_rows, source_rows, time_words
 from prefopt.report.figures import METRICS, Metric, changes
 from prefopt.report.files import RunFiles
-from prefopt.report.record import RunRecord, mapping, read_run
+from prefopt.report.record import RunRecord, listed, mapping, read_run
 from prefopt.report.state import RunState, process_is_alive, run_state
-from prefopt.report.text import base_name, clip, clock_time, count, number, one_line, plain, plural, visible
+from prefopt.report.text import base_name, clip, clock_time, count, model_label, number, one_line, plain, plural, visible
 from prefopt.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     path = RunFiles(folder).report if out is None else out
     text = report_html(folder, now=datetime.now(UTC))
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft = path.with_name(f".{path.name}.new")
     try:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
@@ -172,6 +171,7 @@ def page_frame(record: RunRecord, state: RunState, now: datetime, *, has_error: 
         "folder": str(record.folder),
         "remarks": remarks,
         "is_pairs": record.is_pairs,
+        "num_held_out": record.num_held_out,
         "held_out_step": record.held_out_step,
     }
 
@@ -179,12 +179,12 @@ def page_frame(record: RunRecord, state: RunState, now: datetime, *, has_error: 
 def title(record: RunRecord) -> str:
     """What was run: method, model and data."""
     method = record.method.upper() or "A run"
-    sources = mapping(record.data.get("summary")).get("sources") or []
+    sources = listed(mapping(record.data.get("summary")).get("sources"))
     names = [base_name(str(mapping(source).get("name", ""))) for source in sources] or [
-        base_name(str(name)) for name in record.settings.get("data") or []
+        base_name(str(name)) for name in listed(record.settings.get("data"))
     ]
     data = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    return method + (f": {base_name(record.model_name)}" if record.model_name else "") + (f" on {data}" if data else "")
+    return method + (f": {model_label(record.model_name)}" if record.model_name else "") + (f" on {data}" if data else "")
 
 
 def early_words(record: RunRecord, state: RunState) -> str:
@@ -324,5 +324,5 @@ def bad_row(row: Mapping[str, Any]) -> dict[str, Any]:
     texts = [("prompt", str(row.get("prompt", "")))]
     texts += zip(names, map(str, completions), strict=False) if isinstance(completions, list) else []
     # As text: figures that are not finite are what this is about, and JSON has no number for them.
-    figures = [(METRICS[name].label if name in METRICS else name, str(value)) for name, value in mapping(row.get("figures")).items()]
+    figures = ", ".join(f"{name} {value}" for name, value in mapping(row.get("figures")).items())
     return {"row": str(row.get("row", "")), "figures": figures, "texts": texts}

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from prefopt.config import from_yaml
 from prefopt.errors import ConfigError
 from prefopt.report.files import RunFiles, read_json, read_lines
 from prefopt.report.text import number
+
+LOCK = ".lock"
+"""The file that a run holds while it goes: its process and its machine."""
 
 
 @dataclass(slots=True)
@@ -132,6 +134,7 @@ class RunRecord:
         held_out, answers, findings, bad_rows: one entry per line of those files.
         held_out_step: of the evaluation that the held-out figures are from; None where none was after training began.
         opening: what the newest checkpoint noted before the first step; `summary` has the same once the run has ended.
+        host: the machine that the run says it is on; empty where it does not say.
         has_checkpoint: whether there is something to resume from.
         has_model: whether the trained model was saved.
     """
@@ -148,6 +151,7 @@ class RunRecord:
     bad_rows: tuple[Mapping[str, Any], ...]
     held_out_step: int | None
     opening: Mapping[str, Any]
+    host: str
     has_checkpoint: bool
     has_model: bool
 
@@ -277,6 +281,7 @@ def read_run(folder: Path) -> RunRecord:
         bad_rows=tuple(read_lines(files.bad_batch)),
         held_out_step=max((int(step) for line in lines if (step := number(line.get("step"))) and line.get("after")), default=None),
         opening=mapping((newest or {}).get("opening")),
+        host=str((read_json(folder / LOCK) or {}).get("host") or ""),
         has_checkpoint=bool(checkpoints),
         has_model=files.model.is_dir(),
     )
@@ -315,8 +320,8 @@ def is_run(folder: Path) -> bool:
 def read_config(path: Path) -> dict[str, Any]:
     """What `config.yaml` holds; empty where it cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = from_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return mapping(values)
 
@@ -329,7 +334,7 @@ def read_metrics(path: Path) -> Metrics:
             for line in file:
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 if isinstance(row, dict):
                     metrics.add(row)
@@ -386,6 +391,11 @@ def finding_of(line: Mapping[str, Any]) -> Finding:
 def mapping(value: Any) -> dict[str, Any]:
     """The value where it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
 
 
 def numbers(value: Any) -> dict[str, float]:

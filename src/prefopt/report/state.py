@@ -70,7 +70,7 @@ def run_state(record: RunRecord, *, now: datetime, is_alive: Callable[[int], boo
     message = str(status.get("message") or "")
     if said == "running":
         pid = integer(status.get("pid"))
-        elsewhere = status.get("host", platform.node()) != platform.node()  # its processes cannot be seen from here
+        elsewhere = record.host not in ("", platform.node())  # its processes cannot be seen from here
         if pid is not None and not elsewhere and not is_alive(pid):
             return state("broken off", f"process {pid} is no longer there")
         if updated is not None and now - updated > max(SILENT, 10 * longest_step(record)):

@@ -54,6 +54,12 @@ def base_name(name: str) -> str:
     return name
 
 
+def model_label(name: str) -> str:
+    """What a model is called: as `base_name`, but of a run's model, which is always in a folder `model`, the run's name."""
+    found = base_name(name)
+    return PurePath(name).parent.name or found if found == "model" else found
+
+
 def number(value: Any) -> float | None:
     """The value as a finite number; None where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -225,7 +225,7 @@ def lengths(figures: Mapping[str, Change]) -> str:
     length = figures.get("samples/length")
     if length is None or not length.before or length.after is None or 0.8 < length.after / length.before < 1.25:
         return ""
-    return f"its own answers went from {length.shown_before()} to {length.shown_after()} tokens"
+    return f"its own answers went from {length.shown_before()} to {length.shown_after()} tokens ({plural(length.num, 'prompt')})"
 
 
 def effort(record: RunRecord) -> str:

@@ -168,7 +168,7 @@ def verified(path: Path) -> tuple[dict[str, Any], list[str]]:
         if state.pop("checksum") != _checksum_of(state):
             return {}, ["state.json"]
         return state, [name for name, checksum in state["checksums"].items() if not _is_whole(path / name, checksum)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, ["state.json"]
 
 

@@ -65,7 +65,7 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
     if settings.eval_data:
         held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped_held_out if folder else None)
         held_out = held.trees
-        facts["eval_summary"] = held.summary.to_dict()
+        facts |= {"eval_fingerprint": held.fingerprint, "eval_summary": held.summary.to_dict()}
         if folder and held.summary.num_dropped:
             dropped.append(folder.files.dropped_held_out)
         for line in held.summary.lines():

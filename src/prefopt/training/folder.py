@@ -32,11 +32,14 @@ class RunFolder:
         """Whether a checkpoint was finished."""
         return any(self.files.checkpoints.glob("step-*"))
 
-    def how_to_go_on(self) -> str:
-        """What is left of a run that broke off, and how to go on."""
+    def how_to_go_on(self, *, several: bool = True) -> str:
+        """What is left of a run that broke off, and how to go on; `several`: in several processes."""
+        again = "start all processes again" if several else "go on" if self.has_checkpoint else "start anew"
         if self.has_checkpoint:
-            return f"The last checkpoint in {self.files.checkpoints} is as it was: start all processes again with the same command and --resume."
-        return "No checkpoint was saved: start all processes again with the same command, and --overwrite if the folder is not empty."
+            return f"The last checkpoint in {self.files.checkpoints} is as it was: {again} with the same command and --resume."
+        if several and not self.path.is_dir():  # another machine has it
+            return f"To go on, {again} with the same command, and with --resume where a checkpoint was saved."
+        return f"No checkpoint was saved: {again} with the same command, and --overwrite if the folder is not empty."
 
     @property
     def drafts(self) -> tuple[Path, ...]:
@@ -186,17 +189,27 @@ class RunFolder:
             except OSError as error:
                 raise _cannot_write(path, error) from None
 
-    def keep_steps(self, step: int) -> None:
+    def keep_steps(self, step: int) -> dict[str, int]:
         """Leave what was noted up to a step: what came after the checkpoint is about to be made again.
+
+        Returns:
+            name of a file -> lines that could not be read, where there are any; they are gone.
 
         Raises:
             RunError: a file cannot be written; it holds all that it held.
         """
         self._remove(map(_draft_of, self.files.single))
-        self._remove([self.files.bad_batch])  # the step is taken again
+        self._remove([self.files.bad_batch, self.files.summary])  # the step is taken again, and the end comes again
+        damaged: dict[str, int] = {}
         for path in (self.files.metrics, self.files.samples, self.files.watch):
             if path.is_file():
-                self.write_lines(path, [row for row in read_lines(path) if row.get("step", 0) <= step])
+                readable = [row for row in read_lines(path) if isinstance(row.get("step"), int)]
+                ended = path.read_bytes().split(b"\n")[:-1]  # what a kill has cut short is no damage
+                num_lines = sum(bool(line.strip()) for line in ended)
+                self.write_lines(path, [row for row in readable if row["step"] <= step])
+                if num_lines > len(readable):
+                    damaged[path.name] = num_lines - len(readable)
+        return damaged
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:

@@ -20,7 +20,9 @@ class HeldOutLines:
     """
 
     def __init__(self, trees: Sequence[PromptTree], tokenizer: PreTrainedTokenizerBase, known: Sequence[Mapping[str, Any]]) -> None:
-        self.before: dict[str, Any] = {row["row"]: row["before"] for row in known if "row" in row and "before" in row}
+        self.before: dict[str, Any] = {
+            row["row"]: row["before"] for row in known if isinstance(row.get("row"), str) and isinstance(row.get("before"), dict)
+        }
         self.texts: list[dict[str, Any]] = [
             {
                 "row": tree.row_id,

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say how to go on. A second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and the end of the terminal: finish the step, save, say how to go on. A second Ctrl-C stops at once.
+
+A terminal that is closed, or a connection that breaks, sends SIGHUP, often twice: once from the kernel and once from the shell.
+So it asks like the others and never counts as a second request. Under `nohup` it is ignored, and stays so.
+"""
 
 import signal
 import threading
@@ -32,7 +36,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(narrator: Narrator, request: StopRequest, *, grace_s: float = 0.0) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a request; the handlers before are put back at the end.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request; the handlers before are put back at the end.
 
     Args:
         narrator: says that it was heard.
@@ -44,19 +48,20 @@ def stop_on_signals(narrator: Narrator, request: StopRequest, *, grace_s: float 
 
     def ask(number: int, _frame: FrameType | None) -> None:
         nonlocal first
-        if first is not None and time.monotonic() - first < grace_s:
+        if first is not None and (number == signal.SIGHUP or time.monotonic() - first < grace_s):
             return
         if first is not None:
             raise KeyboardInterrupt
         first = time.monotonic()
         request.ask()
-        with suppress(RuntimeError):  # the signal came while the same file was being written to
+        with suppress(RuntimeError, OSError):  # the same file is being written to; the terminal is gone
             narrator.say(f"{signal.Signals(number).name}: the step is finished and saved, then the run stops (again: stop at once)")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         yield
     finally:

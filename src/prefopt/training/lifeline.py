@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,39 +98,36 @@ class Lifeline:
         self._listener: threading.Thread | None = None
         self._heard, self._left = threading.Event(), threading.Event()
 
-    def start(self, post: Callable[[str], None], read: Callable[[], str], host: str) -> None:
-        """Begin to watch. Where that cannot be (no network but that of the collectives), it warns, and the run goes on without.
+    def start(self, post: Callable[[str], None], read: Callable[[], str], host: str) -> str | None:
+        """Begin to watch.
 
         Args:
             post: process 0 hands the address of its helper to the others.
             read: they read it.
             host: the machine of process 0.
+
+        Returns:
+            why it cannot be; None where it can.
         """
-        setting = {"rank": self.rank, "count": self.count, "host": host, "pid": os.getpid()}
+        setting = {"rank": self.rank, "count": self.count, "host": host, "pid": os.getpid(), "port": 0, "token": token_hex(16)}
         setting |= {"beat_s": BEAT_S, "silent_s": SILENT_S, "frozen_s": FROZEN_S}
+        if self.rank != 0:
+            setting |= json.loads(read())
         try:
             # Isolated, and without site-packages: it starts in hundredths of a second, whatever the environment holds.
             command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("lifeline_helper.py"))]
             self._helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
-            if self.rank == 0:
-                setting |= {"port": 0, "token": token_hex(16)}
-                self._tell(setting)
-                address = self._line()
-                post(json.dumps({"port": address.get("port"), "token": setting["token"]}))
-                if "port" not in address:
-                    raise OSError(address.get("cannot", "the helper process ended"))
-            else:
-                address = json.loads(read())
-                if address["port"] is None:
-                    return  # process 0 has said why
-                self._tell(setting | address)
+            self._tell(setting)
+            answer = self._line()
         except OSError as error:
-            if self.rank == 0 and self._helper is None:
-                post(json.dumps({"port": None, "token": ""}))
-            self._warn(str(error))
-            return
-        self._listener = threading.Thread(target=self._listen, name="prefopt-lifeline", daemon=True)
+            answer = {"cannot": str(error)}
+        if self.rank == 0:
+            post(json.dumps({"port": answer.get("port", 0), "token": setting["token"]}))
+        if "port" not in answer:
+            return str(answer.get("cannot", "the helper process ended"))
+        self._listener = threading.Thread(target=self._listen, args=(self._helper,), name="prefopt-lifeline", daemon=True)
         self._listener.start()
+        return None
 
     def check(self) -> None:
         """Raise when the run has ended elsewhere; for whoever waits.
@@ -169,7 +165,8 @@ class Lifeline:
         helper, self._helper = self._helper, None
         if helper is None:
             return
-        assert helper.stdin is not None and helper.stdout is not None
+        assert helper.stdin is not None
+        assert helper.stdout is not None
         with suppress(OSError):
             helper.stdin.write(b'{"say": "done"}\n')
         with suppress(OSError):
@@ -213,24 +210,20 @@ class Lifeline:
                 self._helper.stdin.write(json.dumps(message).encode() + b"\n")
 
     def _line(self) -> dict[str, Any]:
-        assert self._helper is not None and self._helper.stdout is not None
+        assert self._helper is not None
+        assert self._helper.stdout is not None
         line = self._helper.stdout.readline()
         return json.loads(line) if line else {}
 
-    def _listen(self) -> None:
+    def _listen(self, helper: "subprocess.Popen[bytes]") -> None:
         """The thread that hears the helper."""
-        helper = self._helper
-        assert helper is not None and helper.stdout is not None
+        assert helper.stdout is not None
         for line in helper.stdout:
             message = json.loads(line)
-            if "cannot" in message:
-                self._warn(message["cannot"])
-            elif message["say"] == "end" and self.end is None:
+            if message["say"] == "end" and self.end is None:
                 self.end = End(message["rank"], message["why"], message["text"])
                 self._heard.set()
                 threading.Thread(target=self._leave, args=(self.end,), name="prefopt-leave", daemon=True).start()
-        if not self._left.is_set() and self._helper is not None and self.end is None and helper.wait() != 0:
-            self._warn("the helper process was killed")
 
     def _leave(self, end: End) -> None:
         """See to it that this process ends: by itself, or by force."""
@@ -247,11 +240,6 @@ class Lifeline:
         if not error.told:
             os.write(2, f"prefopt: {error}\n".encode())
         os._exit(2)
-
-    def _warn(self, reason: str) -> None:
-        warnings.warn(
-            f"the processes of this run cannot watch over each other ({reason}): one that dies or hangs will be noticed late", stacklevel=3
-        )
 
 
 def is_communication(error: Exception) -> bool:

@@ -10,7 +10,7 @@ The helper of process 0 listens; the others connect to it. All speak in lines of
     process -> its helper       {"say": "failed", "text": ...}, {"say": "done"}
     helper -> helper of 0       {"rank", "token"} once, then {"say": "beat" | "gone" | "frozen" | "failed" | "done", "text"}
     helper of 0 -> helpers      {"say": "beat" | "done"}, {"say": "end", "rank", "why", "text"}
-    helper -> its process       {"port"} from that of process 0, {"say": "end", "rank", "why", "text"}
+    helper -> its process       {"port"} when it is ready, or {"cannot"}; {"say": "end", "rank", "why", "text"}
 
 `why` is one of gone, frozen, silent, failed.
 """
@@ -109,6 +109,7 @@ class Helper:
         line.send({"rank": self.rank, "token": self.token})
         self.others[0] = line
         self.selector.register(connection, selectors.EVENT_READ, line)
+        self.out.send({"port": port})
 
     def run(self) -> None:
         """Until the process is done, or the run has ended for it."""

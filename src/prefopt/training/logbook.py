@@ -55,7 +55,7 @@ class Logbook:
     def follow(self, run: WatchedRun) -> None:
         """Let the watch look at the run, before its first step or where it goes on; what it has said before it does not say again."""
         if self.is_main:
-            self.watch = Watch(run, said={row.get("rule", "") for row in read_lines(self.folder.files.watch)})
+            self.watch = Watch(run, said={str(row.get("rule", "")) for row in read_lines(self.folder.files.watch)})
             self._look()
 
     def row(self, row: Mapping[str, float]) -> None:

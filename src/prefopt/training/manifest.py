@@ -12,6 +12,7 @@ from prefopt.training.examples import RunData
 from prefopt.training.processes import Processes
 from prefopt.training.resume import config_values
 from prefopt.training.settings import RunSettings
+from prefopt.training.sharding import weights_sample
 
 
 def make_manifest(method: Method, settings: RunSettings, loaded: LoadedModel, data: RunData, processes: Processes) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def make_manifest(method: Method, settings: RunSettings, loaded: LoadedModel, da
             "num_parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
             "num_trained": sum(parameter.numel() for _, parameter in trained_parameters(loaded.model)),
             "adapter": loaded.adapter is not None,
+            "fingerprint": weights_sample(loaded.model),
         },
         "data": data.facts,
         "environment": environment(processes),

@@ -1,18 +1,22 @@
-"""What a run says while it goes: sentences, and a line of progress."""
+"""What a run says while it goes: sentences, and how it is getting on."""
 
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from prefopt.training.watch import Finding
+from prefopt.training.live import SteadyLive, View
+from prefopt.training.outlet import Outlet
+from prefopt.training.shown import Pace, clock, figures
+from prefopt.training.watched import Finding
 
-SHOWN = {"loss": "loss", "rewards/margin": "margin", "rewards/accuracy": "accuracy", "tokens_per_second": "tok/s", "memory_gb": "GB"}
-"""Metrics of the progress line, and what they are called there."""
+__all__ = ["Narrator", "Quiet", "Terminal", "Ticker", "clock", "figures"]
+
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What terminals take for orders. Texts of data and models are shown, and must not give any."""
 
 
 class Ticker(Protocol):
@@ -51,38 +55,52 @@ class Quiet:
 
 
 class Terminal:
-    """Speaks on a terminal with a live line, or in plain lines where the output is a file.
+    """Speaks on a terminal with a live view, or in plain lines where the output is a file or a terminal that cannot move its cursor.
+
+    Nothing that goes wrong with the output ends the run: where it cannot be written any more, this falls silent.
 
     Args:
         file: where to; the default is standard error, so that standard output stays free for results.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
-        self.file = file or sys.stderr
-        self.console = Console(file=self.file, highlight=False, emoji=False, soft_wrap=True)
+        self.file = Outlet(file or sys.stderr)
+        self.console = console_on(self.file)
+        self.live: SteadyLive | None = None
 
     def say(self, line: str) -> None:
-        """A sentence on a line of its own."""
-        self.console.print(line, markup=False)
+        """A sentence on a line of its own, above the live view where there is one. A terminal gets it broken between words."""
+        self.console.print(line.translate(CONTROL), markup=False, soft_wrap=not self.console.is_interactive)
 
     def finding(self, finding: Finding) -> None:
-        """What is going on, and what to change."""
-        self.say(f"{finding.severity} at step {finding.step}: {finding.what} {finding.do}")
+        """What the watch has found: the newest stay below the live view's figures."""
+        if self.live is None:
+            self._say_finding(finding)
+        elif displaced := self.live.view.find(finding):
+            self._say_finding(displaced)
 
     @contextmanager
     def progress(self, what: str, total: int, done: int = 0) -> Iterator[Ticker]:
-        """A live line on a terminal; elsewhere a line every few seconds and at the end."""
-        if not self.console.is_terminal:
+        """A live view on a terminal; elsewhere a line every few seconds and at the end."""
+        if self.live is not None or not self.console.is_interactive:
             yield _Lines(self, what, total, done)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console) as live:
-            yield _Live(live, live.add_task(what, total=total, completed=done, figures=""))
+        live = SteadyLive(View(what, total, done), self.console)
+        try:
+            with live:
+                self.live = live
+                yield live.view
+        finally:  # an interruption may fall into the end of the view too
+            self.live = None
+            self.console.show_cursor(True)
+
+    def _say_finding(self, finding: Finding) -> None:
+        self.say(f"step {finding.step}, {finding.severity}: {finding.what}\n  {finding.do}")
+
+
+def console_on(file: Outlet) -> Console:
+    """A console that takes text as it is."""
+    return Console(file=cast(TextIO, file), highlight=False, emoji=False, soft_wrap=True)  # all of a TextIO that rich asks for
 
 
 class _Silent:
@@ -90,43 +108,23 @@ class _Silent:
         pass
 
 
-class _Live:
-    def __init__(self, live: Progress, task: TaskID) -> None:
-        self.live, self.task = live, task
-
-    def step(self, done: int, row: Mapping[str, float]) -> None:
-        self.live.update(self.task, completed=done, figures=figures(row))
-
-
 class _Lines:
     INTERVAL_S = 10.0
 
     def __init__(self, terminal: Terminal, what: str, total: int, done: int) -> None:
-        self.terminal, self.what, self.total, self.first = terminal, what, total, done
-        self.started = self.last = time.monotonic()
+        self.terminal, self.what, self.total = terminal, what, total
+        self.last = time.monotonic()
+        self.pace = Pace(total, done, self.last)
 
     def step(self, done: int, row: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if done < self.total and now - self.last < self.INTERVAL_S:
+        self.pace.step(done, now)
+        held_out = figures(row, prefix="eval/")
+        if done < self.total and now - self.last < self.INTERVAL_S and not held_out:
             return
         self.last = now
-        left = (now - self.started) / max(1, done - self.first) * (self.total - done)
-        self.terminal.say(f"{self.what} {done}/{self.total}, {clock(left)} left  {figures(row)}".rstrip())
-
-
-def figures(row: Mapping[str, float]) -> str:
-    """The metrics of the progress line."""
-    return "  ".join(f"{label} {_number(name, row[name])}" for name, label in SHOWN.items() if name in row)
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _number(name: str, value: float) -> str:
-    if name == "tokens_per_second":
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if name in ("rewards/accuracy", "memory_gb") else f"{value:.4f}"
+        left = self.pace.left(now)
+        time_left = f", {clock(left)} left" if left is not None else ""
+        self.terminal.say(f"{self.what} {done}/{self.total}{time_left}  {figures(row)}".rstrip())
+        if held_out:
+            self.terminal.say(f"{self.what} {done}/{self.total}, held out  {held_out}")

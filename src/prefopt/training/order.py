@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+MOST_TAKEN = 2.0**53
+"""Examples that a number of epochs can stand for; more cannot be counted in floats, and nobody would see the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataOrder:
@@ -36,7 +39,7 @@ class DataOrder:
         """Examples that the run takes, repeats counted."""
         if self.max_steps is not None:
             return self.max_steps * self.batch_size
-        return max(1, round(self.num_examples * self.epochs))
+        return max(1, round(min(self.num_examples * self.epochs, MOST_TAKEN)))
 
     def examples(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of the examples of a step; steps count from 0."""

@@ -28,6 +28,9 @@ from prefopt.training.lifeline import Lifeline, wait_until
 COME_TOGETHER = timedelta(minutes=15)
 """Within which all processes must have started."""
 
+BEGIN_TO_WATCH = timedelta(minutes=2)
+"""Within which all must be ready to watch over each other, once they have started."""
+
 COLLECTIVE = timedelta(hours=12)
 """Within which all must have come to a collective operation. Long, because one process may have work of its own (a callback, an
 evaluation on an uneven share): that others are alive is the lifeline's to say."""
@@ -38,8 +41,8 @@ LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
 """Variables in which launchers say which process this is: torchrun and `accelerate launch`, Intel MPI, Open MPI."""
 
 TAKEN_OVER = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-"""Switches of `accelerate launch` that other libraries read on their own: with them transformers loads weights on one process only
-and leaves those of the others empty."""
+"""Switches of `accelerate launch` that other libraries read on their own: some versions of transformers then load weights on one
+process of a machine only, and leave those of the others empty."""
 
 ACCELERATE_SETTINGS = (
     ("ACCELERATE_USE_FSDP", ("false", "0"), "FSDP: use `--parallel fsdp`"),
@@ -77,17 +80,21 @@ class Board:
         wait_until(lambda: bool(self.store.check([key])), self.lifeline.check)
         return str(self.store.get(key).decode())
 
-    def meet(self) -> None:
-        """Wait for all, however long they take.
+    def meet(self, *, longest: timedelta | None = None) -> None:
+        """Wait for all, however long they take, or so long.
 
         Raises:
-            RunError: another process is gone.
+            RunError: another process is gone, or does not come.
         """
         self.num_meetings += 1
         name = f"meeting {self.num_meetings}"
-        if self.store.add(name, 1) == self.count:
-            self.post(f"{name}: all", "")
-        self.read(f"{name}: all")
+        self.store.add(name, 1)
+        longest_s = None if longest is None else longest.total_seconds()
+        if not wait_until(lambda: self.store.add(name, 0) == self.count, self.lifeline.check, longest_s=longest_s):
+            raise RunError(
+                f"{self.store.add(name, 0)} of {self.count} processes came within {longest}: look at what the others say, and start "
+                "them all with the same number of processes and the same address."
+            )
 
     def leave(self, *, last: bool) -> None:
         """Nobody looks at the board after this; one process, which may keep it, leaves last."""
@@ -246,7 +253,8 @@ def group(backend: str, rank: int, count: int, local_rank: int) -> Iterator[Boar
     try:
         store = own_part(launcher_store(rank, count) if started_here else _get_default_store(), rank)
         board = Board(store, count, lifeline)
-        lifeline.start(lambda text: board.post("lifeline", text), lambda: board.read("lifeline"), os.environ.get("MASTER_ADDR", ""))
+        board.meet(longest=COME_TOGETHER)
+        watch_over(board, lifeline)
         if started_here:
             dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=count, timeout=COLLECTIVE)
         yield board
@@ -262,6 +270,23 @@ def group(backend: str, rank: int, count: int, local_rank: int) -> Iterator[Boar
             with suppress(Exception):  # whatever it is, the reason why the run ends has been found
                 dist.destroy_process_group()
         lifeline.close()
+
+
+def watch_over(board: Board, lifeline: Lifeline) -> None:
+    """Begin to watch. Where one process cannot (no network but that of the collectives), none does, and the run goes on."""
+    host = os.environ.get("MASTER_ADDR", "")
+    problem = lifeline.start(lambda text: board.post("lifeline", text), lambda: board.read("lifeline"), host)
+    if problem:
+        board.post("problem", problem)
+    board.meet(longest=BEGIN_TO_WATCH)
+    if board.store.check(["problem"]):
+        lifeline.close()
+        if lifeline.rank == 0:
+            warnings.warn(
+                f"the processes of this run cannot watch over each other ({board.read('problem')}): when one dies or hangs, the others "
+                "may wait for hours",
+                stacklevel=2,
+            )
 
 
 def place(variables: Mapping[str, str]) -> tuple[int, int, int]:

@@ -21,7 +21,6 @@ from prefopt.training.sharding import weights_sample
 FREE = (
     "out",
     "eval_every_steps",
-    "eval_data",
     "early_stop",
     "samples",
     "sample_tokens",
@@ -40,7 +39,7 @@ FREE = (
 ROUNDING = ("max_tokens", "gradient_checkpointing", "sharing", "device", "parallel", "reference_cache")
 """Settings that decide how sums are cut: the steps that follow are the same but for rounding."""
 
-ELSEWHERE = ("data", "resume", "overwrite")
+ELSEWHERE = ("data", "eval_data", "resume", "overwrite")
 """The data's digest decides, not how it is spelled; the others are about this start of the run."""
 
 PATHS = ("model", "adapter", "reference", "data", "eval_data", "out", "cache_dir")
@@ -97,17 +96,52 @@ def find_checkpoint(
     return path, state
 
 
-def check_data(path: Path, state: Mapping[str, Any], fingerprint: str) -> None:
-    """The examples must be those of the run's beginning.
+def start_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of the run's beginning, beside the settings."""
+    return {
+        "data": manifest["data"]["fingerprint"],
+        "eval_data": manifest["data"].get("eval_fingerprint"),
+        "model": manifest["model"]["fingerprint"],
+        "environment": manifest["environment"] | {name: manifest["resolved"][name] for name in ("precision", "engine")},
+    }
+
+
+def check_start_is_same(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """The examples and the model must be those of the run's beginning.
 
     Raises:
         RunError: they are not.
     """
-    if state["data"] != fingerprint:
+    now = start_of(manifest)
+    if state["data"] != now["data"]:
         raise RunError(f"the data is not what {path} was trained on. Give the same files, or start anew with another out.")
+    if state["eval_data"] != now["eval_data"]:
+        raise RunError(
+            f"the held-out data is not what {path} was evaluated on, and its figures would not compare. Give the same eval_data, or start "
+            "anew with another out."
+        )
+    # In another precision, or where an adapter was drawn on another device, the same model has other numbers.
+    same_numbers = all(state["environment"].get(name) == now["environment"][name] for name in ("precision", "device"))
+    if same_numbers and state["model"] != now["model"]:
+        raise RunError(
+            f"the model {manifest['model']['name']} has changed since {path} was begun from it: its weights are others now. Give it as it "
+            "was, or start anew with another out."
+        )
 
 
-def rounding_differences(state: Mapping[str, Any], environment: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the checkpoint was written, and makes numbers differ in the last bits."""
+def rounding_differences(
+    state: Mapping[str, Any], manifest: Mapping[str, Any], fixed: Mapping[str, Any], reference: str | None
+) -> list[str]:
+    """What is not as it was when the checkpoint was written, and makes numbers differ in the last bits.
+
+    Args:
+        state: of the checkpoint.
+        manifest: of this start.
+        fixed: its settings.
+        reference: digest of the reference's values, where they were computed before training.
+    """
     before, now = ({name: settings.get(name) for name in ROUNDING} for settings in (state["settings"], fixed))
-    return differences(state.get("environment", {}), environment) + differences(before, now)
+    found = differences(state["environment"], start_of(manifest)["environment"]) + differences(before, now)
+    if None not in (before := state["reference"], reference) and before != reference:
+        found.append("the reference's values were computed anew, in another order")
+    return found

@@ -26,6 +26,7 @@ from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.cut import check_fits
 from prefopt.training.examples import load_data, needed_trees, within_context
 from prefopt.training.folder import RunFolder
+from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.logbook import Logbook
 from prefopt.training.loop import Trainer
 from prefopt.training.manifest import make_manifest
@@ -34,11 +35,11 @@ from prefopt.training.optimizer import Schedule, make_optimizer, usual_learning_
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes, join
 from prefopt.training.references import choose_reference
-from prefopt.training.resume import check_data, facts_to_agree_on, find_checkpoint
+from prefopt.training.resume import check_start_is_same, facts_to_agree_on, find_checkpoint
 from prefopt.training.runner import Runner
 from prefopt.training.samples import make_sampler
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import saved_weights, wrap
+from prefopt.training.sharding import is_cut, saved_weights, wrap
 from prefopt.training.words import closing_lines, opening_lines
 
 
@@ -57,9 +58,7 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def train_with(
-    method: str, /, *, narrator: Narrator | None = None, callbacks: Sequence[Callback] = (), **settings: Any
-) -> RunResult:
+def train_with(method: str, /, *, narrator: Narrator | None = None, callbacks: Sequence[Callback] = (), **settings: Any) -> RunResult:
     """`train` with settings by name.
 
     Raises:
@@ -94,9 +93,18 @@ def train(
                 processes.lifeline.advice = book.folder.how_to_go_on
                 processes.lifeline.at_end = partial(book.failed, stopped=False)
             return _run(method, settings, processes, book)
-    except (Exception, KeyboardInterrupt) as error:  # where another process is gone, `join` has said so by now
+    except KeyboardInterrupt:
+        if book is None or not book.is_open:
+            raise
+        left = "the last checkpoint is as it was. Go on with the same command and --resume"
+        stopped = RunStopped(
+            f"stopped at once; {left if book.folder.has_checkpoint else 'no checkpoint was saved. Start anew with --overwrite'}."
+        )
+        book.failed(stopped, stopped=True)
+        raise stopped from None
+    except Exception as error:  # where another process is gone, `join` has said so by now
         if book is not None:
-            book.failed(error, stopped=isinstance(error, RunStopped | KeyboardInterrupt))
+            book.failed(error, stopped=isinstance(error, RunStopped))
         raise
     finally:
         if book is not None:
@@ -126,8 +134,6 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     learning_rate = settings.learning_rate or usual_rate
     with processes.main_first():
         data = load_data(method, settings, loaded, folder if processes.is_main else None, narrator)
-    if checkpoint is not None:
-        check_data(*checkpoint, data.facts["fingerprint"])
     proof = prove(
         loaded.model,
         max_length=settings.max_length,
@@ -150,6 +156,8 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         "num_steps": order.num_steps,
         "max_length": settings.max_length,
     }
+    if checkpoint is not None:
+        check_start_is_same(*checkpoint, manifest)
     trees = needed_trees(order, data)
     choice = choose_reference(method, settings, policy, loaded, trees, precision=precision, processes=processes, narrator=narrator)
     wrapped = wrap(policy, processes, settings.parallel)
@@ -190,14 +198,21 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     runner = Runner(
         book=book, settings=as_given, trainer=trainer, data=data, order=order, sampler=sampler, manifest=manifest, checkpoint=checkpoint
     )
-    summary = runner.go()
-    summary.setdefault("seconds", round(time.perf_counter() - began, 2))  # of a run that had finished before, those it took then
-    weights = saved_weights(loaded.adapter or loaded.model, processes, trained_only=loaded.adapter is not None)
-    if processes.is_main:
-        with processes.writing():
-            save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
-        book.end(summary)
-        for line in closing_lines(summary, folder):
-            narrator.say(line)
-    processes.wait()
+    if (summary := runner.done_before()) is not None:
+        narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
+        return RunResult(folder.path, folder.files.model, summary)
+    stop = StopRequest()
+    with stop_on_signals(narrator, stop, grace_s=0.0 if processes.count == 1 else 2.0):
+        summary = runner.go(stop)
+        summary["seconds"] = round(time.perf_counter() - began, 2)
+        weights = None
+        if is_cut(policy.parameters()):
+            weights = saved_weights(loaded.adapter or loaded.model, processes, trained_only=loaded.adapter is not None)
+        if processes.is_main:
+            with processes.writing():
+                save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
+            book.end(summary)
+        processes.wait()
+    for line in closing_lines(summary, folder):
+        narrator.say(line)
     return RunResult(folder.path, folder.files.model, summary)

@@ -10,19 +10,20 @@ from typing import Any
 from prefopt.errors import RunStopped
 from prefopt.methods.method import State
 from prefopt.models.policy import trained_parameters
-from prefopt.models.reference import DataReference
+from prefopt.models.reference import CachedReference, DataReference
 from prefopt.report.files import read_json, read_lines
 from prefopt.training.assemble import reference_settings
 from prefopt.training.callbacks import RunStart
 from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
+from prefopt.training.environment import differences
 from prefopt.training.examples import RunData
 from prefopt.training.held_out import HeldOutLines
-from prefopt.training.interrupt import StopRequest, stop_on_signals
+from prefopt.training.interrupt import StopRequest
 from prefopt.training.logbook import Logbook
 from prefopt.training.loop import Best, Course, NotFinite, Trainer, peak_memory_gb, run_steps
 from prefopt.training.order import DataOrder
 from prefopt.training.references import check_start
-from prefopt.training.resume import config_values, fixed_settings, rounding_differences
+from prefopt.training.resume import config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.samples import Sampler, means
 from prefopt.training.settings import RunSettings
 from prefopt.training.watch import WatchedRun
@@ -41,7 +42,7 @@ class Runner:
         trainer, data, order: what steps, on what.
         sampler: answers a few prompts at each evaluation; None: none.
         held_out: the lines of the held-out examples; None where nothing is held out.
-        manifest: what is run.
+        manifest: what is run, by this start of it; where the run is resumed, its file keeps that of the first.
         checkpoint: to go on from; None: from the start.
     """
 
@@ -63,33 +64,44 @@ class Runner:
         self.checkpoints = Checkpoints(self.folder.files.checkpoints, keep=settings.keep_checkpoints)
         self.parameters = dict(trained_parameters(trainer.policy))
         self.held_out: HeldOutLines | None = None
+        self.reference_digest = trainer.reference.digest() if isinstance(trainer.reference, CachedReference) else None
         self.opening: dict[str, Any] = {}
         self.seconds = 0.0
         self.saved_step = 0
         """What was found before the first step; seconds trained before the run was resumed; the newest checkpoint."""
 
-    def go(self) -> dict[str, Any]:
+    def done_before(self) -> dict[str, Any] | None:
+        """The summary of a run that is being resumed and has come to its end already; None: there is something left to do."""
+        if self.checkpoint is None:
+            return None
+        _, state = self.checkpoint
+        progress, best = Progress(state["step"], state["method_state"]), _best_of(state)
+        summary = read_json(self.folder.files.summary) or {}
+        status = read_json(self.folder.files.status) or {}
+        whole = status.get("state") == "finished" and summary.get("steps") == progress.step and self.folder.files.model.is_dir()
+        found: dict[str, Any] | None = self.processes.share(summary if whole else None)
+        return found if self._course(progress, best, StopRequest()).ended else None
+
+    def go(self, stop: StopRequest) -> dict[str, Any]:
         """Start or resume, step to the end, and sum up. The policy then holds the weights to save.
+
+        Args:
+            stop: ends it after the step, when asked.
 
         Raises:
             RunError: it cannot be resumed or saved, or a step's numbers are not finite.
             RunStopped: it was asked to stop, and has saved.
         """
-        stop = StopRequest()
         course = self._start(stop) if self.checkpoint is None else self._resume(self.checkpoint, stop)
-        if course.ended and (finished := read_json(self.folder.files.summary)):
-            self._take_best(course)
-            return finished
         self.book.follow(self._watched())
-        with stop_on_signals(self.narrator, stop, grace_s=0.0 if self.processes.count == 1 else 2.0):
-            self.started = time.perf_counter() - self.seconds
-            with self.narrator.progress("training", self.order.num_steps, course.step) as ticker:
-                try:
-                    run_steps(self.trainer, self.data.train, course, ticker)
-                except NotFinite as error:
-                    self._note_broken(error, course)
-                    raise
-            seconds = time.perf_counter() - self.started
+        self.started = time.perf_counter() - self.seconds
+        with self.narrator.progress("training", self.order.num_steps, course.step) as ticker:
+            try:
+                run_steps(self.trainer, self.data.train, course, ticker)
+            except NotFinite as error:
+                self._note_broken(error, course)
+                raise
+        seconds = time.perf_counter() - self.started
         if course.stopped:
             raise RunStopped(
                 f"stopped after step {course.step} of {self.order.num_steps}, as asked; the checkpoint is in {self.checkpoints.folder}. "
@@ -115,7 +127,7 @@ class Runner:
             if self.processes.is_main:  # nothing stands in the way any more, and what `out` held may go
                 self.folder.clear(keep=self.data.dropped)
                 self.folder.write_config(config_values(self.trainer.method, self.settings))
-            self._open_book(0, stop)
+            self._open_book(0, stop, self.manifest)
         if self.held_out is not None or self.sampler is not None:
             self.opening["before"] = self._evaluate(0, state)
             if line := figures_line({name: value for name, value in self.opening["before"].items() if name.startswith("eval/")}):
@@ -125,19 +137,26 @@ class Runner:
     def _resume(self, checkpoint: Checkpoint, stop: StopRequest) -> Course:
         path, state = checkpoint
         progress = restore(path, state, self.parameters, self.trainer.optimizer, self.processes)
-        best = Best(**state["best"]) if state.get("best") else None
+        best = _best_of(state)
         self.saved_step = progress.step
         self.opening, self.seconds = state["opening"], state["training_seconds"]
         fixed = fixed_settings(self.trainer.method, self.settings)
-        different = rounding_differences(state, self.manifest["environment"], fixed)
+        different = rounding_differences(state, self.manifest, fixed, self.reference_digest)
+        noted = self.manifest
         with self.processes.main_first():
             if self.processes.is_main:
-                self.folder.keep_steps(progress.step)
+                for name, count in self.folder.keep_steps(progress.step).items():
+                    self.narrator.say(f"note: {name} is damaged: {count} of its lines could not be read and are left out")
                 self.checkpoints.tidy(path, self._best_kept(best))
-                earlier = read_json(self.folder.files.manifest) or self.manifest
-                resumed = {"step": progress.step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "differences": different}
-                self.manifest = earlier | {"resumed": [*earlier.get("resumed", []), resumed]}
-            self._open_book(progress.step, stop)
+                earlier = _earlier_manifest(self.folder.files.manifest, self.manifest)
+                resumed = {
+                    "step": progress.step,
+                    "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "differences": different,
+                    "settings": differences(earlier["settings"], self.manifest["settings"]),
+                }
+                noted = earlier | {"resumed": [*earlier.get("resumed", []), resumed]}
+            self._open_book(progress.step, stop, noted)
         self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
         if different:
             self.narrator.say(
@@ -145,10 +164,10 @@ class Runner:
             )
         return self._course(progress, best, stop)
 
-    def _open_book(self, step: int, stop: StopRequest) -> None:
+    def _open_book(self, step: int, stop: StopRequest, manifest: Mapping[str, Any]) -> None:
         if self.data.held_out:
             self.held_out = HeldOutLines(self.data.held_out, self.data.tokenizer, read_lines(self.folder.files.held_out))
-        self.book.begin(RunStart(self.folder.path, self.manifest, step, stop.ask), self.manifest, num_steps=self.order.num_steps)
+        self.book.begin(RunStart(self.folder.path, manifest, step, stop.ask), manifest, num_steps=self.order.num_steps)
 
     def _course(self, progress: Progress, best: Best | None, stop: StopRequest) -> Course:
         return Course(
@@ -181,8 +200,8 @@ class Runner:
     def _save(self, course: Course) -> None:
         facts = {
             "settings": fixed_settings(self.trainer.method, self.settings),
-            "data": self.data.facts["fingerprint"],
-            "environment": self.manifest["environment"],
+            **start_of(self.manifest),
+            "reference": self.reference_digest,
             "best": asdict(course.best) if course.best else None,
             "opening": self.opening,
             "training_seconds": time.perf_counter() - self.started,
@@ -253,7 +272,7 @@ class Runner:
     def _sum_up(self, course: Course, seconds: float) -> dict[str, Any]:
         last = self.book.rows[-1] if self.book.rows else {}
         model_step = self.opening.get("model_step", course.step)
-        of_model = next((row for row in reversed(self.book.rows) if row["step"] == model_step), last)
+        of_model = next((row for row in reversed(self.book.rows) if row.get("step") == model_step), last)
         num_examples = sum(len(self.order.examples(step)) for step in range(course.step))
         return {
             "method": self.trainer.method.name,
@@ -266,7 +285,7 @@ class Runner:
             "after": {name: value for name, value in of_model.items() if name.startswith(("eval/", "samples/"))},
             "last_step": last,
             "best": asdict(course.best) if course.best else None,
-            "watch": [row["rule"] for row in read_lines(self.folder.files.watch)],
+            "watch": [row["rule"] for row in read_lines(self.folder.files.watch) if "rule" in row],
             "training_seconds": round(seconds, 2),
             "examples_per_second": round(num_examples / seconds, 3) if seconds > 0 else None,
             "peak_memory_gb": round(peak_memory_gb(self.processes.device), 3),
@@ -276,3 +295,23 @@ class Runner:
             "data": self.data.facts,
             "versions": {name: self.manifest["environment"][name] for name in ("prefopt", "torch", "transformers", "python")},
         }
+
+
+def _best_of(state: Mapping[str, Any]) -> Best | None:
+    """The best evaluation that a checkpoint knows of."""
+    return Best(**state["best"]) if state.get("best") else None
+
+
+def _earlier_manifest(path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What the beginning of the run noted about itself; where that is damaged, what is known now."""
+    earlier = read_json(path) or {}
+    for name, section in now.items():
+        known = earlier.get(name)
+        if isinstance(section, dict) and not (isinstance(known, dict) and all(_alike(known.get(key), value) for key, value in section.items())):
+            return now
+    return earlier if isinstance(earlier.get("resumed", []), list) else now
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are of one type; numbers are, and so is what may be missing."""
+    return one is None or other is None or type(one) is type(other) or all(isinstance(value, int | float) for value in (one, other))

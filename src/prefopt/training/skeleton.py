@@ -53,6 +53,14 @@ class Kept:
         """Bytes for that many positions."""
         return self.fixed + self.per_position * positions
 
+    def times(self, number: float) -> "Kept":
+        """That many times as much."""
+        return Kept(self.fixed * number, self.per_position * number)
+
+    def plus(self, other: "Kept") -> "Kept":
+        """Both."""
+        return Kept(self.fixed + other.fixed, self.per_position + other.per_position)
+
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
@@ -61,18 +69,22 @@ class Skeleton:
     Attributes:
         frozen_bytes: weights that are not trained, as they are held.
         num_trained: weights that are.
+        outside_bytes: all weights that belong to no layer: embeddings, head.
         num_layers, hidden, vocabulary: its sizes.
         intermediate: width of the feed-forward layers; of experts, that of all which one position uses.
         kept: of a forward pass, as the settings have it.
+        computed: what would be kept without gradient checkpointing.
     """
 
     frozen_bytes: int
     num_trained: int
+    outside_bytes: int
     num_layers: int
     hidden: int
     vocabulary: int
     intermediate: int
     kept: Kept
+    computed: Kept
 
 
 def read_skeleton(settings: ModelSettings, precision: Precision, *, num_completions: int) -> Skeleton:
@@ -90,25 +102,26 @@ def read_skeleton(settings: ModelSettings, precision: Precision, *, num_completi
         model = _build(settings, precision)
     text = model.config.get_text_config()
     parameters = list(model.parameters())
-    skeleton = Skeleton(
-        frozen_bytes=sum(tensor.nbytes for tensor in (*parameters, *model.buffers()) if not tensor.requires_grad),
-        num_trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    in_layers = {id(parameter) for stack in _stacks(model) for parameter in stack.parameters()}
+    num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    counts = {
+        "frozen_bytes": sum(tensor.nbytes for tensor in (*parameters, *model.buffers()) if not tensor.requires_grad),
+        "outside_bytes": sum(parameter.nbytes for parameter in parameters if id(parameter) not in in_layers),
+    }
+    try:
+        kept, computed = _count_kept(model, settings, precision.autocast, num_completions)
+    except Exception:  # experts that are chosen by value, kernels that need real tensors: the rule of thumb has to do
+        kept, computed = _rule_of_thumb(text, num_trained, settings, precision)
+    return Skeleton(
+        **counts,
+        num_trained=num_trained,
         num_layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         intermediate=_intermediate(text),
-        kept=Kept(0.0, 0.0),
+        kept=kept,
+        computed=computed,
     )
-    kept = _rule_of_thumb(skeleton, precision, checkpointing=settings.gradient_checkpointing)
-    try:
-        kept = _count_kept(model, settings, precision.autocast, num_completions)
-    except Exception:  # experts that are chosen by value, kernels that need real tensors: the rule of thumb has to do
-        pass
-    return _with_kept(skeleton, kept)
-
-
-def _with_kept(skeleton: Skeleton, kept: Kept) -> Skeleton:
-    return Skeleton(**{name: getattr(skeleton, name) for name in Skeleton.__slots__} | {"kept": kept})
 
 
 def _intermediate(text: Any) -> int:
@@ -118,14 +131,15 @@ def _intermediate(text: Any) -> int:
     return int(width) * (experts or 1)
 
 
-def _rule_of_thumb(skeleton: Skeleton, precision: Precision, *, checkpointing: bool) -> Kept:
+def _rule_of_thumb(text: Any, num_trained: int, settings: ModelSettings, precision: Precision) -> tuple[Kept, Kept]:
     """What a layer keeps in most architectures: about 16 numbers per hidden unit, and 4 per unit of the feed-forward layer."""
-    size = 4 if precision.autocast is None else 3  # of the numbers some are in bf16, some in float32
-    layer = size * (16 * skeleton.hidden + 4 * skeleton.intermediate)
-    fixed = 0.0 if precision.autocast is None else 2.0 * skeleton.num_trained
-    if checkpointing:
-        return Kept(fixed / skeleton.num_layers, layer + 4 * skeleton.hidden * skeleton.num_layers)
-    return Kept(fixed, layer * skeleton.num_layers)
+    width = 4 if precision.autocast is None else 3  # some of the numbers are in bf16, some in float32
+    copies = 0.0 if precision.autocast is None else 2.0 * num_trained / text.num_hidden_layers
+    layer = Kept(copies, width * (16 * text.hidden_size + 4 * _intermediate(text)))
+    computed = layer.times(text.num_hidden_layers)
+    if not settings.gradient_checkpointing:
+        return computed, computed
+    return Kept(layer.fixed, layer.per_position + 4 * text.hidden_size * text.num_hidden_layers), computed
 
 
 def _build(settings: ModelSettings, precision: Precision) -> PreTrainedModel:
@@ -133,9 +147,7 @@ def _build(settings: ModelSettings, precision: Precision) -> PreTrainedModel:
     source, adapter_folder = locate(settings.model)
     adapter_folder = settings.adapter or adapter_folder
     config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=precision.weights, trust_remote_code=settings.trust_remote_code
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=precision.weights, trust_remote_code=settings.trust_remote_code)
     if adapter_folder:
         adapter_config = PeftConfig.from_pretrained(adapter_folder)
         adapter_config.inference_mode = False
@@ -145,38 +157,34 @@ def _build(settings: ModelSettings, precision: Precision) -> PreTrainedModel:
     for _, parameter in trained_parameters(model):
         parameter.data = parameter.data.float()
     no_dropout(model)
-    return model.train()
+    model.train()
+    return model
 
 
-def _count_kept(model: PreTrainedModel, settings: ModelSettings, autocast: torch.dtype | None, num_completions: int) -> Kept:
-    """What the forward pass keeps, and with checkpointing what one layer keeps when it is computed again."""
+def _count_kept(model: PreTrainedModel, settings: ModelSettings, autocast: torch.dtype | None, num_completions: int) -> tuple[Kept, Kept]:
+    """What the forward pass keeps, and what it would keep without checkpointing.
+
+    With checkpointing that is the inputs of the layers, and what one layer keeps when it is computed again.
+    """
     sharing: Sharing = "plain" if settings.sharing == "plain" else "flat"
-    num_layers = model.config.get_text_config().num_hidden_layers
+    depth = model.config.get_text_config().num_hidden_layers
+    few, many = min(FEW, depth // 2), min(MANY, depth)
     with _without_memory():
         _pretend_to_be_on_a_cpu(model)
-        head = HeadShape() if plain_head_of(model) is not None else None
-        policy = Policy(model, EnginePath(sharing, head))
+        policy = Policy(model, EnginePath(sharing, HeadShape() if plain_head_of(model) is not None else None))
         ids = token_ids([0] * NUM_BRANCH)
         batch = pack([PromptTree(ids, (Completion(ids),) * num_completions)] * NUM_TREES, sharing=sharing)
-        few, many = min(FEW, num_layers), min(MANY, num_layers)
-        with _only_layers(model, few):
-            first = _count(policy, batch, autocast)
         with _only_layers(model, many):
-            second = _count(policy, batch, autocast)
-        layer = Kept(0.0, 0.0)
-        if many > few:
-            layer = Kept((second.fixed - first.fixed) / (many - few), (second.per_position - first.per_position) / (many - few))
-        whole = Kept(
-            second.fixed + layer.fixed * (num_layers - many), second.per_position + layer.per_position * (num_layers - many)
-        )
-        if not settings.gradient_checkpointing:
-            return whole
-        if many == few:
-            layer = Kept(second.fixed / num_layers, second.per_position / num_layers)
-        checkpoint_activations(model)
+            computed = _count(policy, batch, autocast)
         with _only_layers(model, few):
-            inputs = _count(policy, batch, autocast).per_position / few * num_layers
-    return Kept(layer.fixed, inputs + layer.per_position)
+            layer = computed.plus(_count(policy, batch, autocast).times(-1)).times(1 / (many - few))
+        computed = computed.plus(layer.times(depth - many))
+        if not settings.gradient_checkpointing:
+            return computed, computed
+        checkpoint_activations(model)
+        with _only_layers(model, many):
+            inputs = _count(policy, batch, autocast).times(depth / many)
+    return layer.plus(inputs), computed
 
 
 @contextmanager
@@ -207,11 +215,16 @@ def _pretend_to_be_on_a_cpu(model: PreTrainedModel) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
+def _stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """The lists of layers."""
+    depth = model.config.get_text_config().num_hidden_layers
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+
+
 @contextmanager
 def _only_layers(model: PreTrainedModel, num: int) -> Iterator[None]:
     """The model with its first layers only."""
-    depth = model.config.get_text_config().num_hidden_layers
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    stacks = _stacks(model)
     before = [stack._modules for stack in stacks]
     for stack in stacks:
         stack._modules = dict(islice(stack._modules.items(), num))
@@ -233,9 +246,9 @@ def _count(policy: Policy, batch: TreeBatch, autocast: torch.dtype | None) -> Ke
             kept.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            result = policy(batch)
+    noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with noting, torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        result = policy(batch)
     assert result.values_N.requires_grad, "the forward pass runs with gradients"
     of_weights = sum(tensor.untyped_storage().nbytes() for tensor in kept if tensor.numel() % NUM_BRANCH)
     return Kept(of_weights, (sum(tensor.untyped_storage().nbytes() for tensor in kept) - of_weights) / batch.num_tokens)

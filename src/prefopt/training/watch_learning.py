@@ -295,7 +295,7 @@ def _remedy(history: History, best_step: int) -> str:
         stop = f"The run will take the model of step {best_step} by itself, once --early-stop has waited long enough"
     else:
         every = run.settings.get("eval_every_steps") or best_step
-        stop = f"Take the model of step {best_step}, which --max-steps {best_step} or --early-stop 2 with --eval-every-steps {every} gives"
+        stop = f"Stop about step {best_step} (--max-steps {best_step}, or --early-stop 2 with --eval-every-steps {every})"
     return f"{stop}; beyond that help more data, fewer --epochs (now {said(run.num_epochs)}), a lower --learning-rate{smoothing}."
 
 
@@ -316,7 +316,7 @@ def gradient_spike(history: History) -> Finding | None:
         f"The gradient of step {step:,} was {said(norm)} long, {said(norm / usual)} times the median of the {len(before)} before it{cut}."
     )
     do = (
-        "Nothing, if loss and samples are as before; if they are not, or if it happens again, look at the longest and oddest examples, "
+        "Do nothing if loss and samples are as before; if they are not, or if it happens again, look at the longest and oddest examples, "
         f"lower --learning-rate (now {history.run.learning_rate:g}) or --max-grad-norm, or make --batch-size larger."
     )
     return Finding("gradient_spike", step, "note", what, do, {"grad_norm": norm, "median": usual})

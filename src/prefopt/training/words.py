@@ -29,7 +29,11 @@ def opening_lines(
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
     trained = sum(parameter.numel() for _, parameter in trained_parameters(loaded.model))
     what = "all weights" if loaded.adapter is None else f"an adapter of {trained:,} weights ({trained / total:.1%})"
-    where = device_name(processes.device) + (f" in {processes.count} processes" if processes.count > 1 else "")
+    where = device_name(processes.device)
+    if processes.count > 1:
+        where += f" in {processes.count} processes ({settings.parallel})"
+    elif settings.parallel == "fsdp":
+        where += " in one process (--parallel fsdp cuts a model among several: start them with torchrun)"
     return [
         f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {where}",
         f"engine: {engine}",
