@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.broken import broken_rows, good_rows, json_values, line, texts_in
+from tests.data.broken import broken_rows, deep, good_rows, json_values, line, texts_in
 from tests.data.conftest import CHATML, EverySetting, byte_bpe
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import cache, sources
 from prefopt.data.dataset import Dataset, check, load
 from prefopt.data.formats import FORMATS
-from prefopt.data.rows import LENGTH_REASONS, REASONS
+from prefopt.data.rows import DEEPEST, LENGTH_REASONS, REASONS, as_json, clip
 from prefopt.data.settings import DataSettings
 from prefopt.data.show import decode
 from prefopt.errors import DataError
@@ -157,6 +157,7 @@ def test_broken_rows_of_a_format_are_all_accounted_for(folder: Path, tokenizers,
     if made is None:
         return
     for place, texts in answers_of(made, file.tokenizer):
+        assert all(text.strip() for text in texts)
         row = file.row_of(place)
         single = [column for column in ("chosen", "rejected") if column in row][: len(texts)] if kind == "pair" else []
         for column, text in zip(single, texts, strict=True) if single else ():
@@ -219,6 +220,14 @@ def test_the_cache_gives_back_the_same_account(folder: Path, tokenizers, data: s
     assert again.fingerprint == first.fingerprint
     assert again.summary.dropped == first.summary.dropped
     assert (file.dropped.read_bytes() if file.dropped.exists() else None) == before
+
+
+def test_a_value_nested_without_end_is_shown_and_kept_in_part():
+    value = deep(100_000, "innermost")
+    assert clip(value) == "a list that is nested too deeply"
+    kept = as_json({"a": value})
+    assert json.dumps(kept).count("[") == DEEPEST - 1
+    assert "…" in repr(kept)
 
 
 @settings(max_examples=150)

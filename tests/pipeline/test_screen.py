@@ -1,5 +1,6 @@
 """Screens: side by side where there is room, the end of a growing answer in view, and nothing a model writes acts on a terminal."""
 
+import math
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from typing import Any
@@ -84,11 +85,11 @@ def test_markup_in_answers_is_text():
     )
 
 
-def test_at_once_streams_take_turns_and_else_wait_for_each_other():
-    for at_once, order in ((True, "ababa"), (False, "aaabb")):
+def test_streams_take_turns_of_some_seconds_or_wait_for_each_other():
+    for seconds, order in ((0.0, "ababa"), (math.inf, "aaabb")):
         log: list[str] = []
         streams: Any = [FakeStream(["x"] * 3, log, "a"), FakeStream(["y"] * 2, log, "b")]
-        steps = list(taking_turns(streams, at_once=at_once, stopped=lambda: False))
+        steps = list(taking_turns(streams, seconds=seconds, stopped=lambda: False))
         assert "".join(log) == order
         assert steps == ["ab".index(name) for name in order]
 
@@ -96,7 +97,7 @@ def test_at_once_streams_take_turns_and_else_wait_for_each_other():
 def test_a_stop_is_heeded_between_tokens_also_where_no_text_comes():
     log: list[str] = []
     streams: Any = [FakeStream([""] * 1000, log, "a"), FakeStream([""] * 1000, log, "b")]
-    list(taking_turns(streams, at_once=True, stopped=lambda: len(log) >= 7))
+    list(taking_turns(streams, seconds=0.0, stopped=lambda: len(log) >= 7))
     assert len(log) == 7
 
 

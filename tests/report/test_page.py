@@ -3,7 +3,9 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -85,16 +87,36 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 
+PageOf = Callable[[str], Page]
+
+
+@pytest.fixture(scope="module")
+def in_state(tmp_path_factory: pytest.TempPathFactory) -> PageOf:
+    """in_state("failed"): the page of such a run, made once."""
+
+    @cache
+    def page(state: str) -> Page:
+        return page_of(make_run(tmp_path_factory.mktemp("runs") / "run", **STATES[state]))
+
+    return page
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a page's time: this is for tests of other things."""
+    monkeypatch.setattr("prefopt.report.page.drawn_groups", lambda record: [])
+
+
 @pytest.mark.parametrize("state", STATES)
-def test_a_page_is_made_of_a_run_in_every_state(tmp_path: Path, state: str):
-    page = page_of(make_run(tmp_path / "run", **STATES[state]))
+def test_a_page_is_made_of_a_run_in_every_state(in_state: PageOf, state: str):
+    page = in_state(state)
     assert set(page.ids()) >= set(PARTS) - {"error"}
     assert "NaN" not in page.text
     assert "None" not in re.sub(r"None were sampled", "", page.text)
 
 
-def test_a_finished_run_shows_all_that_is_asked_for(tmp_path: Path):
-    text = page_of(make_run(tmp_path / "run", findings=FINDINGS)).text
+def test_a_finished_run_shows_all_that_is_asked_for(in_state: PageOf):
+    text = in_state("finished").text
     for words in (
         "DPO: qwen-small on pairs.jsonl",
         "Finished step 120 of 120",
@@ -113,8 +135,7 @@ def test_a_finished_run_shows_all_that_is_asked_for(tmp_path: Path):
         "kl_budget not set",
         "transformers 5.23.0",
         "8177db1f36aa0eeba19f7bbf46630720044eb568",
-        f"prefopt train --config {tmp_path / 'run' / 'config.yaml'} --out NEW_FOLDER",
-        f"prefopt report {tmp_path / 'run'}",
+        "/run/config.yaml --out NEW_FOLDER",
         "2026-11-21 12:00 UTC",
     ):
         assert words in text, words
@@ -133,14 +154,15 @@ def test_a_finished_run_shows_all_that_is_asked_for(tmp_path: Path):
         ("no step done", ["No step is done yet", "It has seen no step yet"], []),
     ],
 )
-def test_each_state_is_told_as_it_is(tmp_path: Path, state: str, says: list[str], says_not: list[str]):
-    text = page_of(make_run(tmp_path / "run", **STATES[state])).text
+def test_each_state_is_told_as_it_is(in_state: PageOf, state: str, says: list[str], says_not: list[str]):
+    text = in_state(state).text
     for words in says:
         assert words in text, words
     for words in says_not:
         assert words not in text, words
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_examples_of_a_step_that_failed_are_shown(tmp_path: Path):
     run = make_run(tmp_path / "run", **STATES["failed"])
     line = {"step": 51, "row": "pairs.jsonl:39", "prompt": "Who?", "completions": ["He.", "She."], "figures": {"loss": "nan", "kl": "inf"},
@@ -151,6 +173,7 @@ def test_the_examples_of_a_step_that_failed_are_shown(tmp_path: Path):
     assert "It ended in an error at the examples that are listed below" in text
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_run_of_an_old_version_has_a_page_that_says_what_is_missing(tmp_path: Path):
     run = make_run(tmp_path / "run")
     for name in ("manifest.json", "status.json", "held_out.jsonl", "samples.jsonl"):
@@ -175,6 +198,7 @@ def test_no_broken_file_keeps_the_page_from_being_made(tmp_path: Path, monkeypat
     page_of(run)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_lines_that_could_not_be_read_are_counted(tmp_path: Path):
     run = make_run(tmp_path / "run")
     text = (run / "metrics.jsonl").read_text()
@@ -266,6 +290,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_forbids_it(tmp_path: Path):
     assert raw.index("Content-Security-Policy") < raw.index("<style")
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_long_texts_are_cut_with_a_word(tmp_path: Path):
     raw = report_html(make_run(tmp_path / "run", texts=["word " * 1600]), now=NOW)
     assert "more characters]" in raw
@@ -288,6 +313,7 @@ def test_the_same_folder_gives_the_same_page(tmp_path: Path):
     assert report_html(run, now=NOW) == report_html(run, now=NOW)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path / "run", num_steps=20)
     path = write_report(run)
@@ -306,6 +332,7 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert not [name for name in os.listdir(run) if name.endswith(".new")]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     run = make_run(tmp_path / "run", num_steps=20)
     with pytest.raises(RunError, match=r"cannot write .*nowhere/page\.html: No such file"):

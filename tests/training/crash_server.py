@@ -7,6 +7,7 @@ the size of files (RLIMIT_FSIZE) cuts a write short in the middle, where no line
 """
 
 import json
+import multiprocessing.util
 import os
 import re
 import signal
@@ -203,6 +204,7 @@ def fork(question: dict[str, Any]) -> int:
         traceback.print_exc()
     finally:
         with suppress(Exception):
+            multiprocessing.util._exit_function()  # os._exit leaves it out, and the semaphores of pools behind
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

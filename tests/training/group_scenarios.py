@@ -81,7 +81,7 @@ def train(rank: int, *, of_rank: dict[str, Any] | None = None, trouble: dict[str
 
 def hurry() -> None:
     """Seconds in place of the quarter minutes that the lifeline gives in earnest."""
-    lifeline.BEAT_S, lifeline.FROZEN_S, lifeline.SILENT_S, lifeline.LEAVE_S = 0.3, 2.0, 4.0, 3.0
+    lifeline.BEAT_S, lifeline.FROZEN_S, lifeline.SILENT_S, lifeline.LEAVE_S = 0.3, 2.0, 4.0, 1.5
 
 
 def prepare_trouble(trouble: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def stand_still_with_helper(trainer: Trainer) -> None:
     assert trainer.processes.lifeline is not None
     assert trainer.processes.lifeline._helper is not None
     helper = trainer.processes.lifeline._helper.pid
-    subprocess.Popen(["sh", "-c", f"sleep 12; kill -KILL {os.getpid()}; kill -CONT {helper}"])
+    subprocess.Popen(["sh", "-c", f"sleep 10; kill -KILL {os.getpid()}; kill -CONT {helper}"])
     os.kill(helper, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -127,13 +127,13 @@ def suspend_all(trainer: Trainer) -> None:
     assert trainer.processes.lifeline is not None
     assert trainer.processes.lifeline._helper is not None
     mine = f"{os.getpid()} {trainer.processes.lifeline._helper.pid}"
-    subprocess.Popen(["sh", "-c", f"kill -STOP {mine}; sleep 6; kill -CONT {mine}"])
+    subprocess.Popen(["sh", "-c", f"kill -STOP {mine}; sleep 5; kill -CONT {mine}"])
     time.sleep(1)
 
 
 def hold_the_lock(trainer: Trainer) -> None:
     """Nothing in Python runs for longer than any of the lifeline's times; as when a large file is written."""
-    ctypes.PyDLL(None).usleep(6_000_000)
+    ctypes.PyDLL(None).usleep(5_000_000)
 
 
 TROUBLES: dict[str, Callable[[Trainer], None]] = {
@@ -156,10 +156,10 @@ def make_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
     """A trainer of a small GPT-2 in float64 (its norms compute in float64 too; Llama's do not).
 
     Args:
-        case: `parallel`, `method`, `lora`, `tied`, `reference` (copy, off, start), `checkpointing`.
+        case: `parallel`, `method`, `lora`, `tied`, `reference` (copy, off, start), `checkpointing`, `own_head`, `clip`.
         processes: of the group.
     """
-    policy, other = (small_policy(seed, tied=case["tied"]) for seed in (0, 1))
+    policy, other = (small_policy(seed, tied=case["tied"], own_head=case.get("own_head", False)) for seed in (0, 1))
     method: Method = Coupled(MethodSettings()) if case["method"] == "coupled" else DPO(DPOSettings(beta=0.3, label_smoothing=0.1))
     reference: Reference
     if case["lora"]:
@@ -188,10 +188,10 @@ def make_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
     return Trainer(policy, wrapped, method, reference, optimizer, schedule, case.get("clip", 1e9), 60, None, processes)
 
 
-def small_policy(seed: int, *, tied: bool = True) -> Policy:
+def small_policy(seed: int, *, tied: bool = True, own_head: bool = False) -> Policy:
     """A small GPT-2 in float64."""
     model = _model("gpt2", seed, {"initializer_range": 0.2, "tie_word_embeddings": tied}).double()
-    return Policy(model, EnginePath("flat", HeadShape()))
+    return Policy(model, EnginePath("flat", None if own_head else HeadShape()))
 
 
 def steps(case: dict[str, Any], processes: Processes) -> tuple[Weights, dict[str, Any]]:

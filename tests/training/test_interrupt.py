@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM cost the step's time, and no step."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.crash_server import Blow, Child, Server, flags
 from tests.training.runs import Asks, figures, losses, run, weights
 
 from prefopt.errors import RunStopped
+from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.narrator import Quiet
 from prefopt.training.processes import Processes
@@ -65,10 +69,42 @@ def test_the_handlers_are_put_back_after_an_error():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_narrator_in_the_middle_of_a_word_does_not_matter():
+def test_the_end_of_the_terminal_asks_and_never_stops_at_once():
+    """The kernel sends SIGHUP, and so does the shell."""
+    stop = StopRequest()
+    narrator = Listening()
+    before = signal.getsignal(signal.SIGHUP)
+    with stop_on_signals(narrator, stop):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.asked
+        assert narrator.said == ["SIGHUP: the step is finished and saved, then the run stops (again: stop at once)"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        with stop_on_signals(Quiet(), stop):
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>"), OSError(errno.EIO, "Input/output error")],
+    ids=["in the middle of a word", "the terminal is gone"],
+)
+def test_a_narrator_that_cannot_speak_does_not_matter(error: Exception):
     class Busy(Quiet):
         def say(self, line: str) -> None:
-            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+            raise error
 
     stop = StopRequest()
     with stop_on_signals(Busy(), stop):
@@ -141,8 +177,143 @@ def test_the_command_line_stops(model_folder: Callable[..., Path], pairs: str, t
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    *_, announced, last = said.splitlines()
-    assert announced.startswith("SIGTERM: the step is finished and saved")
+    *lines, last = said.splitlines()
+    assert any(line.startswith("SIGTERM: the step is finished and saved") for line in lines)
     done = len(losses(out))
     assert last.startswith(f"prefopt: stopped after step {done} of 60000, as asked; the checkpoint is in {out}")
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+
+
+# At once.
+
+SETTINGS = {"eval_fraction": 0.33, "eval_every_steps": 2, "save_every_steps": 1, "samples": 1, "sample_tokens": 4}
+
+PLACES = {
+    "in a step": (r"open run/metrics\.jsonl", 4),
+    "in a save": (r"open run/checkpoints/\.step.*state\.json", 4),
+    "while a save takes its place": (r"os\.rename run/checkpoints/\.step", 4),
+    "while an old checkpoint goes": (r"os\.remove \.\.\./policy", 2),
+    "in an evaluation": (r"open run/\.held_out", 3),
+    "while samples are written": (r"open run/samples", 3),
+    "in the saving of the model": (r"open run/\.model\.new/config", 1),
+    "while the summary is written": (r"os\.rename run/\.summary", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Callable[..., Path], pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run("dpo", model_folder(), pairs, out, epochs=3, **SETTINGS)
+    return out
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_second_stops_at_once_and_leaves_the_last_checkpoint_good(
+    server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path, whole: Path, place: str
+):
+    out = tmp_path / "run"
+    words = flags("dpo", model_folder(), pairs, out, **SETTINGS)
+    at, nth = PLACES[place]
+    said = server.run(words, blow=Blow(at, nth, "interrupt", 2), code=130)
+    *_, announced, last = said.splitlines()
+    assert announced == "SIGINT: the step is finished and saved, then the run stops (again: stop at once)"
+    assert last == "prefopt: stopped at once; the last checkpoint is as it was. Go on with the same command and --resume."
+    assert "Traceback" not in said
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["message"]) == ("stopped", last.removeprefix("prefopt: "))
+    path, state = Checkpoints(out / "checkpoints", keep=1).newest_state()
+    assert path.name == f"step-{state['step']:06d}"
+    assert not (out / ".lock").exists()
+    server.run([*words, "--resume"])
+    assert figures(out) == figures(whole)
+    assert weights(out) == weights(whole)
+    assert [str(path) for path in out.rglob(".*")] == []
+
+
+def test_at_once_before_anything_was_saved(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    out = tmp_path / "run"
+    words = flags("dpo", model_folder(), pairs, out)
+    said = server.run(words, blow=Blow(r"open run/metrics\.jsonl", 2, "interrupt", 2), code=130)
+    assert said.splitlines()[-1] == "prefopt: stopped at once; no checkpoint was saved. Start anew with --overwrite."
+    server.run([*words, "--overwrite"])
+    assert len(losses(out)) == 9
+
+
+LOADING = "import signal; from prefopt.training import run; run.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
+
+
+def test_one_is_enough_before_the_first_step(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    """There is nothing to finish and nothing to save: while the model loads, and while the reference's values are computed."""
+    out = tmp_path / "run"
+    words = flags("dpo", model_folder(), pairs, out, max_tokens=90)
+    for settings in ({"prelude": LOADING}, {"blow": Blow("sqlite3.connect", 4, "interrupt", 1)}):
+        said = server.run(words, code=130, **settings)
+        assert said.splitlines()[-1] == "prefopt: stopped"
+        assert "Traceback" not in said
+        assert list(out.iterdir()) == []
+    assert "values come from the cache" in server.run(words)
+
+
+# While several processes tokenize. A terminal's Ctrl-C reaches all of them.
+
+STARTING = """
+import os, signal, threading
+from prefopt.data import workers
+class WithASignalSoon(workers.ProcessPoolExecutor):
+    def __enter__(self):
+        threading.Timer(0.2, os.killpg, (0, signal.SIGINT)).start()
+        return super().__enter__()
+workers.ProcessPoolExecutor = WithASignalSoon
+"""
+
+WORKING = """
+import os, signal
+from prefopt.data import workers
+workers.freeze = lambda tree: os.killpg(0, signal.SIGINT)
+"""
+
+KILLED = WORKING.replace("os.killpg(0, signal.SIGINT)", "os.kill(os.getpid(), signal.SIGKILL)")
+
+
+@pytest.mark.parametrize("prelude", [STARTING, WORKING, KILLED], ids=["while they start", "while they work", "killed"])
+def test_no_process_that_tokenizes_is_left_behind(
+    server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path, prelude: str
+):
+    child = server.start(flags("dpo", model_folder(), pairs, tmp_path / "run", data_workers=2), prelude=prelude)
+    code = child.wait()
+    all_gone(child)
+    if prelude is KILLED:
+        assert code == -signal.SIGKILL
+    else:
+        assert (code, child.said) == (130, "prefopt: stopped\n")
+
+
+def all_gone(child: Child, within_s: float = 20.0) -> None:
+    """Nobody of the command's process group is there any more."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    raise AssertionError("a process is left behind")
+
+
+def test_the_end_of_the_terminal_in_a_run(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path, whole: Path):
+    out = tmp_path / "run"
+    words = flags("dpo", model_folder(), pairs, out, **SETTINGS | {"save_every_steps": 100})
+    child = server.start(words, blow=Blow(r"open run/metrics\.jsonl", 3, "wait"))
+    while not (tmp_path / "struck").exists():
+        assert child.poll() is None, child.said
+        time.sleep(0.01)
+    child.kill(signal.SIGHUP)
+    child.kill(signal.SIGHUP)
+    (tmp_path / "go").touch()
+    assert child.wait() == 130
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{len(losses(out)):06d}", "step-000002"][-1:] or len(
+        losses(out)
+    ) == 3
+    server.run([*words, "--resume"])
+    assert figures(out) == figures(whole)

@@ -128,6 +128,9 @@ class FakeWandB(types.ModuleType):
     def Table(self, **given: Any) -> dict[str, Any]:  # noqa: N802
         return given
 
+    def teardown(self) -> None:
+        self.inits[-1]["torn down"] = True
+
     def init(self, **given: Any) -> Any:
         self.inits.append(given)
         if len(self.inits) <= self.fails:
@@ -153,7 +156,7 @@ def test_wandb_gets_rows_by_step_and_goes_on_under_the_same_id(tmp_path: Path, m
     (given,) = first.inits
     assert (given["project"], given["name"], given["resume"], given["dir"]) == ("prefopt", "my-run", "allow", str(folder))
     assert given["config"] == MANIFEST
-    assert given["settings"] == {"console": "off"}
+    assert given["settings"] == {"console": "off", "init_timeout": 30.0, "finish_timeout": 300.0}
     assert [(step, sorted(values)) for step, values in first.logged] == [
         (1, ["eval/loss", "loss", "rewards/margin"]),
         (2, ["samples"]),
@@ -183,6 +186,7 @@ def test_wandb_without_a_network_keeps_what_it_would_send(tmp_path: Path, monkey
     said: list[str] = []
     go_through(make_reporters(["wandb"], tmp_path, said.append)[0], tmp_path, [row(1, 0.7)])
     assert [given.get("mode") for given in wandb.inits] == [None, "offline"]
+    assert [given.get("torn down", False) for given in wandb.inits] == [True, False]
     assert "project" not in wandb.inits[0]
     assert len(wandb.logged) == 1
     assert len(said) == 1

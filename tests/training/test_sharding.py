@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"method": "dpo", "lora": False, "tied": True, "reference": "copy"},
     "full, untied, clipped": {"method": "coupled", "lora": False, "tied": False, "reference": "copy", "clip": 0.5},
     "full, recomputed": {"method": "dpo", "lora": False, "tied": False, "reference": "copy", "checkpointing": True},
+    "full, own head": {"method": "dpo", "lora": False, "tied": True, "reference": "copy", "own_head": True},
     "adapter": {"method": "dpo", "lora": True, "tied": True, "reference": "off"},
     "adapter, untied, clipped": {"method": "coupled", "lora": True, "tied": False, "reference": "start", "clip": 0.5},
     "adapter, recomputed": {"method": "dpo", "lora": True, "tied": True, "reference": "start", "checkpointing": True},

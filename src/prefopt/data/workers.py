@@ -77,8 +77,9 @@ def in_processes(grower: Grower, examples: Sequence[Example], workers: int) -> I
     ) as pool:
         try:
             with deaf_to_interrupts():  # which the processes inherit
-                parts = pool.map(grow_slice, [grower] * len(slices), slices)
-            for part in parts:
+                futures = [pool.submit(grow_slice, grower, part) for part in slices]
+            for future in futures:
+                part = future.result()
                 for grown in part:
                     if isinstance(grown.tree, PromptTree):
                         freeze(grown.tree)

@@ -189,9 +189,7 @@ def _twin(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         return _random_model(model, config, small | {"num_hidden_layers": len(kinds) or text.num_hidden_layers}, device)
 
 
-def _random_model(
-    model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object], device: torch.device
-) -> PreTrainedModel:
+def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object], device: torch.device) -> PreTrainedModel:
     config = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -103,6 +104,33 @@ def device_named(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+class Switch:
+    """Which adapter of a model is on.
+
+    It stays as it is until another one is wanted: for a model of many layers switching takes as long as a small forward pass.
+
+    Args:
+        adapter: the peft wrapper, its adapter on.
+    """
+
+    def __init__(self, adapter: PeftModel) -> None:
+        self.adapter = adapter
+        self._layers: Any = adapter.base_model
+        self.on: str | None = str(adapter.active_adapter)
+
+    def to(self, name: str | None) -> None:
+        """Switches to that adapter; None: all off."""
+        if name == self.on:
+            return
+        if name is None:
+            self._layers.disable_adapter_layers()
+        elif self.on is None:
+            self._layers.enable_adapter_layers()
+        if name is not None and self.adapter.active_adapter != name:
+            self.adapter.set_adapter(name)
+        self.on = name
+
+
 @dataclass(frozen=True, slots=True)
 class Speaker:
     """A model that answers.
@@ -112,7 +140,7 @@ class Speaker:
         weights: where it comes from.
         model: the causal LM; two speakers may hold the same one.
         tokenizer: its own.
-        adapter: the peft wrapper of the model; None: it has no adapter.
+        switch: turns its adapters on and off; the same one where two speakers hold the same model; None: it has no adapter.
         active: the adapter that is on while it speaks; None: none is.
         autocast: dtype of matrix products; None: float32.
     """
@@ -121,7 +149,7 @@ class Speaker:
     weights: Weights
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    adapter: PeftModel | None
+    switch: Switch | None
     active: str | None
     autocast: torch.dtype | None
 
@@ -129,15 +157,9 @@ class Speaker:
     def speaking(self) -> Iterator[PreTrainedModel]:
         """The model as this speaker, ready to generate: its adapter on, or off."""
         with torch.no_grad(), torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if self.adapter is None:
-                yield self.model
-            elif self.active is None:
-                with self.adapter.disable_adapter():
-                    yield self.model
-            else:
-                if self.adapter.active_adapter != self.active:
-                    self.adapter.set_adapter(self.active)
-                yield self.model
+            if self.switch is not None:
+                self.switch.to(self.active)
+            yield self.model
 
     @property
     def context(self) -> int | None:
@@ -192,8 +214,9 @@ def load_speakers(
         chosen = choose_precision(precision, device, adapter=weights.adapter is not None)
         loaded = load_model(weights.settings(trust_remote_code), precision=chosen, device=device, seed=0)
         loaded.model.eval().requires_grad_(False)
-        active = None if loaded.adapter is None else str(loaded.adapter.active_adapter)
-        return Speaker(role, weights, loaded.model, loaded.tokenizer, loaded.adapter, active, chosen.autocast)
+        switch = None if loaded.adapter is None else Switch(loaded.adapter)
+        active = None if switch is None else switch.on
+        return Speaker(role, weights, loaded.model, loaded.tokenizer, switch, active, chosen.autocast)
 
     def on_the_weights_of(one: Speaker, weights: Weights, role: str) -> Speaker:
         active = _second_adapter(one, weights)
@@ -214,12 +237,12 @@ def _second_adapter(one: Speaker, other: Weights) -> str | None:
     """Puts another adapter on a speaker's weights, beside its own; the name under which it can be switched on."""
     if other.adapter is None:
         return None
-    assert one.adapter is not None, "the policy has an adapter"
+    assert one.switch is not None, "the policy has an adapter"
     try:
         with warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would be random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            one.adapter.load_adapter(other.adapter, SECOND_ADAPTER, is_trainable=False, torch_device=str(one.model.device))
+            one.switch.adapter.load_adapter(other.adapter, SECOND_ADAPTER, is_trainable=False, torch_device=str(one.model.device))
     except Exception as error:  # peft lets errors of many kinds through; all mean that the adapter cannot be read
         raise ModelError(f"cannot put the adapter {other.adapter} beside {one.weights.adapter}: {' '.join(str(error).split())}") from None
     one.model.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """Answers on a screen: side by side where a terminal is wide enough, one below the other where it is not, plain text elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ WIDE = 100
 
 GUTTER = 3
 SECONDS_PER_FRAME = 0.05
+SECONDS_PER_TURN = 0.1
+"""How long one answer goes on before it is the other's turn: switching an adapter of many layers costs as much as some tokens."""
+
 STYLES = {"policy": "bold green", "reference": "bold cyan"}
 
 
@@ -107,7 +111,8 @@ class LiveScreen:
         at_once = self.console.width >= WIDE
         drawn = 0.0
         with Live(page, console=self.console, auto_refresh=False, vertical_overflow="visible") as live:
-            for place in taking_turns([stream for _, stream in streams], at_once=at_once, stopped=stopped):
+            seconds = SECONDS_PER_TURN if at_once else math.inf
+            for place in taking_turns([stream for _, stream in streams], seconds=seconds, stopped=stopped):
                 stream = streams[place][1]
                 columns[place].text = stream.text
                 if stream.stopped is not None:
@@ -149,21 +154,29 @@ class PlainScreen:
         print(file=self.file, flush=True)
 
 
-def taking_turns(streams: Sequence[Stream], *, at_once: bool, stopped: Callable[[], bool]) -> Iterator[int]:
-    """Runs the streams, one token at a time; gives the place of the one that took a step."""
-    pieces = [iter(stream) for stream in streams]
-    groups = [list(range(len(streams)))] if at_once else [[place] for place in range(len(streams))]
-    for group in groups:
-        going = group
-        while going:
-            still = []
-            for place in going:
+def taking_turns(streams: Sequence[Stream], *, seconds: float, stopped: Callable[[], bool]) -> Iterator[int]:
+    """Runs the streams in turns; gives the place of the one that wrote a token.
+
+    Args:
+        streams: not begun yet.
+        seconds: how long a turn is, at least one token; infinite: each runs to its end before the next begins.
+        stopped: whether to break off; asked before every token.
+    """
+    going = [(place, iter(stream)) for place, stream in enumerate(streams)]
+    while going:
+        still = []
+        for place, pieces in going:
+            began = time.monotonic()
+            while True:
                 if stopped():
                     return
-                if next(pieces[place], None) is not None:
-                    still.append(place)
-                    yield place
-            going = still
+                if next(pieces, None) is None:
+                    break
+                yield place
+                if time.monotonic() - began >= seconds:
+                    still.append((place, pieces))
+                    break
+        going = still
 
 
 def shown(text: str) -> str:

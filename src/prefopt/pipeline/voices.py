@@ -196,5 +196,5 @@ def described(speaker: Speaker, policy: Speaker) -> str:
     shared = "" if speaker is policy or speaker.model is not policy.model else ", in the same memory"
     if weights.adapter is not None:
         return f"{weights.adapter} on {weights.source}{shared}"
-    off = " without the adapter" if speaker.adapter is not None else ""
+    off = " without the adapter" if speaker.switch is not None else ""
     return f"{weights.source}{off}{shared}"

@@ -176,7 +176,7 @@ def data_part(record: RunRecord) -> list[str]:
 
 def settings_part(record: RunRecord) -> list[str]:
     """Those that decide most as a table, and all of them."""
-    listed = [(name, value) for name, value in key_settings(record) if name != "model"]
+    decisive = [(name, value) for name, value in key_settings(record) if name != "model"]
     lines = [
         f"{name}: {one_line(scrubbed(worded(named(name, value)), record), 200)}"
         for name, value in record.settings.items()
@@ -184,7 +184,7 @@ def settings_part(record: RunRecord) -> list[str]:
     ]
     every = "\n".join(line.replace("`", "'") for line in lines)
     return [
-        table(("setting", "value"), listed, record),
+        table(("setting", "value"), decisive, record),
         f"<details><summary>All settings</summary>\n\n```text\n{visible(every)}\n```\n\n</details>\n",
     ]
 

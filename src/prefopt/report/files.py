@@ -72,6 +72,11 @@ class RunFiles:
         return self.path / "model"
 
     @property
+    def card(self) -> Path:
+        """What the model's readers should know of it."""
+        return self.model / "README.md"
+
+    @property
     def checkpoints(self) -> Path:
         """What `--resume` reads."""
         return self.path / "checkpoints"

@@ -8,6 +8,7 @@ characters visible; a policy in the page forbids scripts and everything from els
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,7 @@ def report_html(folder: Path, *, now: datetime) -> str:
     return environment().get_template("page.html").render(context(record, state, now))
 
 
+@cache
 def environment() -> "Environment":
     """The template engine: it escapes everything, shows control characters, and fails where a name is not known."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -147,6 +147,14 @@ class RunFolder:
         """
         _write_whole(self.files.config, to_yaml(values))
 
+    def write_text(self, path: Path, text: str) -> None:
+        """One of its files, as a whole.
+
+        Raises:
+            RunError: it cannot be written; what it held is as it was.
+        """
+        _write_whole(path, text)
+
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """One of its files that hold one object.
 

@@ -21,7 +21,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from typing import Any
 
@@ -263,4 +262,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()

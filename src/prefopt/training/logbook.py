@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefopt.errors import PrefoptError
+from prefopt.report.card import model_card
 from prefopt.report.files import read_json, read_lines
+from prefopt.report.page import write_report
 from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.folder import RunFolder
 from prefopt.training.lock import Lock
@@ -89,6 +91,18 @@ class Logbook:
         self.status("finished")
         for callback in self.callbacks:
             callback.on_end(summary)
+
+    def pages(self, *, report: bool) -> None:
+        """The model's card, where there is a model, and the page about the run. Whatever hinders that, the run is what it is."""
+        if not self.is_open:
+            return
+        try:
+            if self.folder.files.model.is_dir():
+                self.folder.write_text(self.folder.files.card, model_card(self.folder.path))
+            if report:
+                self.narrator.say(f"report: {write_report(self.folder.path)}")
+        except PrefoptError as error:
+            self.narrator.say(f"note: {error}")
 
     def failed(self, error: BaseException, *, stopped: bool) -> None:
         """The run ends in an error. A second one while that is noted must not hide it."""

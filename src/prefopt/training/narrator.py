@@ -100,7 +100,11 @@ class Terminal:
 
 def console_on(file: Outlet) -> Console:
     """A console that takes text as it is."""
-    return Console(file=cast(TextIO, file), highlight=False, emoji=False, soft_wrap=True)  # all of a TextIO that rich asks for
+    stream = cast(TextIO, file)  # it has all of a TextIO that rich asks for
+    console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
+    if console.width < 1 or console.height < 1:  # COLUMNS=0, as some shells in containers have it
+        console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True, width=80, height=25)
+    return console
 
 
 class _Silent:

@@ -166,6 +166,9 @@ class TensorBoard(Callback):
 class WandB(Callback):
     """A run of Weights & Biases. Its own variables are respected: WANDB_MODE, WANDB_PROJECT, WANDB_NAME and the others."""
 
+    SETTINGS: dict[str, Any] = {"console": "off", "init_timeout": 30.0, "finish_timeout": 300.0}
+    """Its hold on the terminal would be in the live view's way; and a network that is gone must not keep the run waiting for good."""
+
     def __init__(self, folder: Path, say: Say) -> None:
         self.folder, self.say = folder, say
         self.wandb = library("wandb", "wandb")
@@ -183,12 +186,15 @@ class WandB(Callback):
             "resume": "allow",
             "dir": str(self.folder),
             "config": dict(run.manifest),
-            "settings": self.wandb.Settings(console="off"),  # it would take hold of the terminal that the live view draws on
+            "settings": self._settings(),
         }
         try:
             self.run = self.wandb.init(**arguments)
         except Exception as error:  # no key, no network, no permission
-            self.say(f"note: wandb cannot be reached ({_one_line(error)}); what it would get is kept: wandb sync {self.folder / 'wandb'}")
+            self.say(
+                f"note: wandb cannot be reached ({_one_line(error)}); what it would get is kept for wandb sync in {self.folder / 'wandb'}"
+            )
+            self.wandb.teardown()  # its background process still holds the id
             self.run = self.wandb.init(**arguments, mode="offline")
         self.next_step = int(self.run.step) if run.step else 0
 
@@ -217,6 +223,10 @@ class WandB(Callback):
     def on_failure(self, error: BaseException) -> None:
         """A run that was asked to stop did not fail."""
         self.run.finish(exit_code=0 if isinstance(error, RunStopped) else 1)
+
+    def _settings(self) -> Any:
+        known = getattr(self.wandb.Settings, "model_fields", self.SETTINGS)  # not every version has all of them
+        return self.wandb.Settings(**{name: value for name, value in self.SETTINGS.items() if name in known})
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         if step >= self.next_step:  # steps cannot go back there

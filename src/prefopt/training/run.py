@@ -105,6 +105,7 @@ def train(
     except Exception as error:  # where another process is gone, `join` has said so by now
         if book is not None:
             book.failed(error, stopped=isinstance(error, RunStopped))
+            book.pages(report=settings.report)
         raise
     finally:
         if book is not None:
@@ -212,6 +213,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
             with processes.writing():
                 save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
             book.end(summary)
+            book.pages(report=settings.report)
         processes.wait()
     for line in closing_lines(summary, folder):
         narrator.say(line)

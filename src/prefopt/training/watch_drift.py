@@ -162,9 +162,10 @@ def lengths(history: History) -> Finding | None:
     change = "longer" if growth > 0 else "shorter"
     of_data = {name: run.data["summary"][name] for name in ("mean_chosen", "mean_rejected") if (run.data.get("summary") or {}).get(name)}
     data = " (in the data chosen answers have {mean_chosen:.3g} tokens, rejected ones {mean_rejected:.3g})" if len(of_data) == 2 else ""
+    times = said(max(now, before) / min(now, before))
     what = (
-        f"Sampled answers are {said(max(now, before) / min(now, before))} times {change} than before ({said(now)} tokens, {said(before)} before): "
-        f"the gap between chosen and rejected grows most easily by what counts at every token, and length does{data.format(**of_data)}."
+        f"Sampled answers are {times} times {change} than before ({said(now)} tokens, {said(before)} before): the gap between chosen and "
+        f"rejected grows most easily by what counts at every token, and length does{data.format(**of_data)}."
     )
     beta = f", raise --beta (now {run.beta:g})" if run.beta is not None else ""
     do = (
