@@ -3,7 +3,8 @@
     prefopt.train("dpo", model="model", data="pairs.jsonl", out="runs/dpo")
 
 `prefopt.losses` holds the methods' losses as pure functions, `prefopt.Policy` the engine around a
-model, `prefopt.Callback` the base of code that follows a run. They load torch when they are first used, so that `import prefopt` and the command line's help do not.
+model, `prefopt.Callback` the base of code that follows a run. They load torch when they are first used, so that
+`import prefopt` and the command line's help do not.
 """
 
 from collections.abc import Sequence

@@ -113,7 +113,7 @@ def commands(block: Block) -> list[list[str]]:
         words = shlex.split(line, comments=True)
         for stop in ("|", ">", "2>", "&&", "&"):
             words = words[: words.index(stop)] if stop in words else words
-        if "prefopt" in words and not words[0].startswith(("pip", "python", "git")) or words[:3] == ["python", "-m", "prefopt"]:
+        if "prefopt" in words and (words[0] not in ("pip", "git") and words[:2] != ["python", "-c"]):
             found.append(words[words.index("prefopt") + 1 :])
     return found
 

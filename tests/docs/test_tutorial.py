@@ -4,11 +4,9 @@ In the normal suite with a few steps per training: every command and every block
 The slow test runs it as it stands, and what the page claims must hold: the same lines (but for numbers), and the same outcome.
 """
 
-import os
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,43 +20,44 @@ from prefopt.cli import main
 FEW_STEPS = 13
 """One more than the step at which the tutorial interrupts a run."""
 
-
-class Terminal(StringIO):
-    """Both streams of a terminal as one."""
-
-
-@contextmanager
-def on_paper() -> Iterator[Terminal]:
-    page = Terminal()
-    with redirect_stdout(page), redirect_stderr(page):
-        yield page
+SETTINGS = "settings = {"
+"""Where the settings of its Python begin."""
 
 
-def run_commands(block: Block, extra: list[str]) -> str:
+def run_commands(block: Block, max_steps: int | None) -> str:
     """What the commands of a block print, both streams together."""
-    with on_paper() as page:
+    extra = [] if max_steps is None else ["--max-steps", str(max_steps)]
+    page = StringIO()
+    with redirect_stdout(page), redirect_stderr(page):
         for line in joined(block.text):
             name, *words = shlex.split(line, comments=True)
             assert name == "prefopt", f"{block.place}: {name} is not run by the tests"
-            training = words[0] == "train"
-            code = main([*words, *(extra if training else [])])
+            code = main([*words, *(extra if words[0] == "train" else [])])
             refused = "cannot be used" in page.getvalue()
             assert code == (2 if refused else 0), f"{block.place}: {line}\n{page.getvalue()}"
     return page.getvalue()
 
 
-def run_tutorial(*, extra: list[str], compare: bool) -> dict[str, Any]:
-    """Run all blocks; the names that its Python defines."""
+def shortened(block: Block, max_steps: int | None) -> Block:
+    """The block with as many steps in its trainings."""
+    if max_steps is None or "prefopt.train" not in block.text:
+        return block
+    assert SETTINGS in block.text, f"{block.place} trains with other settings than those that this test shortens"
+    return replace(block, text=block.text.replace(SETTINGS, f'{SETTINGS}"max_steps": {max_steps}, '))
+
+
+def run_tutorial(*, max_steps: int | None = None) -> dict[str, Any]:
+    """Run all blocks, and compare what they print where nothing is shortened; gives the names that its Python defines."""
     namespace: dict[str, Any] = {"__name__": "example"}
     printed = ""
     for block in blocks(TUTORIAL):
         if block.kind == "python":
-            printed = run_block(block, namespace)
+            printed = run_block(shortened(block, max_steps), namespace)
         elif block.kind == "sh":
-            printed = run_commands(block, extra)
+            printed = run_commands(block, max_steps)
         elif block.kind == "text like":
             assert block.text.strip(), f"{block.place} shows nothing; the block above prints:\n{printed}"
-            if compare:
+            if max_steps is None:
                 missing = shows(block.text, printed, exactly=False)
                 assert missing is None, f"{block.place} shows {missing!r}; the block above prints:\n{printed}"
         else:
@@ -71,12 +70,11 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing is there before the tutorial, no cache either."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", [*sys.path, os.getcwd()])
     return tmp_path
 
 
 def test_every_block_runs(empty_folder: Path):
-    run_tutorial(extra=["--max-steps", str(FEW_STEPS)], compare=False)
+    run_tutorial(max_steps=FEW_STEPS)
     assert (empty_folder / "runs" / "second" / "report.html").is_file()
     assert (empty_folder / "shop-model" / "config.json").is_file()
 
@@ -84,13 +82,15 @@ def test_every_block_runs(empty_folder: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_it_shows_and_says_is_so(empty_folder: Path):
-    names = run_tutorial(extra=[], compare=True)
+    names = run_tutorial()
     ends, watch = {run: names[run] for run in ("first", "second", "third")}, {}
     for run in ("dpo", "second", "too-far"):
         watch[run] = names["json"].loads((empty_folder / "runs" / run / "summary.json").read_text())["watch"]
     # Half of the reference's answers are rude. Of 100, differences of 14 are two standard errors of chance.
-    assert ends["first"]["rude"] <= 35 and ends["first"]["polite"] >= 60
-    assert ends["second"]["rude"] <= 10 and ends["second"]["polite"] >= 80
+    assert ends["first"]["rude"] <= 35
+    assert ends["first"]["polite"] >= 60
+    assert ends["second"]["rude"] <= 10
+    assert ends["second"]["polite"] >= 80
     assert ends["third"]["polite"] <= 40
     assert watch["dpo"] == []
     assert watch["second"] == []

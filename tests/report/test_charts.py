@@ -82,7 +82,7 @@ def test_a_budget_is_a_level_and_one_far_away_a_remark(tmp_path: Path):
     assert [(level.value, level.label) for level in near.levels] == [(3.0, "kl_budget")]
     far = charts_of(make_run(tmp_path / "far", settings={"kl_budget": 50.0}))["kl"]
     assert far.levels == ()
-    assert far.beyond == "Beyond the axis: kl_budget is 50.000."
+    assert far.beyond == "Beyond the axis: kl_budget is 50.00."
 
 
 def test_findings_mark_their_step_and_those_of_the_start_mark_none(tmp_path: Path):
@@ -93,6 +93,15 @@ def test_findings_mark_their_step_and_those_of_the_start_mark_none(tmp_path: Pat
     assert ">4</text>" in drawing
     assert "var(--warning)" in drawing
     assert "var(--note)" in drawing
+
+
+def test_numbers_of_findings_side_by_side_do_not_run_into_each_other(tmp_path: Path):
+    found = [{**FINDINGS[0], "step": step} for step in (60, 61, 63, 90)]
+    record = read_run(make_run(tmp_path / "run", findings=found))
+    drawing = draw_chart(charts_of(record.folder)["loss"], marks(record))
+    assert ">1,2,3</text>" in drawing
+    assert ">4</text>" in drawing
+    assert drawing.count("var(--warning)") == 4 + 2  # a line each, and two texts
 
 
 @pytest.mark.parametrize("key", ["loss", "rewards", "logps", "learning_rate", "length"])

@@ -14,6 +14,7 @@ instead of being certain, so that they are noisy as people's are.
 import json
 import random
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,7 +35,8 @@ from prefopt.pipeline.reviews import Review, prompts, true_reward, write_reviews
 from prefopt.pipeline.sentiment import Figures, Labelled, Sample, Writer, compare, label
 from prefopt.report.files import RunFiles
 from prefopt.training.loop import peak_memory_gb
-from prefopt.training.narrator import Terminal, Ticker
+from prefopt.training.narrator import Terminal, Ticker, console_on
+from prefopt.training.outlet import Outlet
 from prefopt.training.run import train_with
 from prefopt.training.watch import Finding
 
@@ -84,7 +86,7 @@ class Show:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seconds: dict[str, float] = {}
-        self._terminal = Terminal(cast(TextIO, console.file))  # rich says IO[str], and means what print writes to
+        self._terminal = Terminal(cast(TextIO | Outlet, console.file))  # rich says IO[str], and means what print writes to
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
@@ -107,7 +109,7 @@ class Show:
 
     def finding(self, finding: Finding) -> None:
         """What the watch says of a run."""
-        self.detail(f"{finding.what} {finding.do}")
+        self._terminal.finding(finding)
 
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A run's progress."""
@@ -133,7 +135,7 @@ def quickstart(
         RunError: `out` holds something else, or the samples gave no pairs.
     """
     began = time.perf_counter()
-    plan, show = plan or Plan(), Show(console or Console())
+    plan, show = plan or Plan(), Show(console or console_on(Outlet(sys.stdout), soft_wrap=False))
     make_folder(out)
     show.line("The controlled sentiment experiment of the DPO paper in miniature: a small model learns to write film reviews, and then")
     show.line(f"to write favourable ones, from noisy preferences between its own samples. All of it is made here, in {out}.")

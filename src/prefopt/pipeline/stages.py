@@ -96,8 +96,8 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     for stage in stages:
         if not stage.settings.resume:
             RunFolder(stage.settings.out).check(resume=False, overwrite=stage.settings.overwrite)
-    from prefopt.training.narrator import Quiet, Terminal
     from prefopt.training import processes
+    from prefopt.training.narrator import Quiet, Terminal
     from prefopt.training.run import train  # loads torch: only once all settings are right
 
     narrator = Terminal() if processes.place(os.environ)[0] == 0 else Quiet()

@@ -48,6 +48,9 @@ NOISE = 1e-4
 MOST_DOTS = 40
 """Evaluations that are marked one by one; more would hide the line."""
 
+MARK_ROOM = 0.05
+"""Share of a chart's width that the number of a finding takes."""
+
 MOST_BANDS = 60
 """Strips of a chart that tell their values under the pointer."""
 
@@ -71,8 +74,7 @@ def draw_chart(chart: Chart, marks: Sequence[Mark]) -> str:
     set_ends(axes, chart, low, high)
     for level in chart.levels:
         draw_level(axes, level)
-    for mark in marks:
-        draw_mark(axes, mark)
+    draw_marks(axes, marks)
     label_axes(axes, chart.scale)
     bands = list(hover_bands(chart, axes))
     return inline_svg(written(figure), chart.description, bands)
@@ -105,11 +107,25 @@ def draw_level(axes: "Axes", level: Level) -> None:
     axes.annotate(level.label, at, textcoords="offset points", color=COLOURS["muted"], zorder=5, **place)
 
 
-def draw_mark(axes: "Axes", mark: Mark) -> None:
-    """A line upright at the step, with the findings' numbers above the chart."""
-    colour = COLOURS["warning" if mark.is_warning else "note"]
-    axes.axvline(mark.step, color=colour, linewidth=1, dashes=(3, 2), zorder=1.5)
-    write_above(axes, mark.step, ",".join(str(number) for number in mark.numbers), color=colour, weight="bold")
+def draw_marks(axes: "Axes", marks: Sequence[Mark]) -> None:
+    """A line upright at each mark's step, with the findings' numbers above the chart; those of marks side by side in one text."""
+    low, high = axes.get_xlim()
+    near: list[list[Mark]] = []
+    for mark in marks:
+        axes.axvline(mark.step, color=mark_colour(mark), linewidth=1, dashes=(3, 2), zorder=1.5)
+        if near and mark.step - near[-1][-1].step < MARK_ROOM * (high - low):
+            near[-1].append(mark)
+        else:
+            near.append([mark])
+    for group in near:
+        text = ",".join(str(number) for mark in group for number in mark.numbers)
+        worst = next((mark for mark in group if mark.is_warning), group[0])
+        write_above(axes, (group[0].step + group[-1].step) / 2, text, color=mark_colour(worst), weight="bold")
+
+
+def mark_colour(mark: Mark) -> str:
+    """The marker colour of a mark."""
+    return COLOURS["warning" if mark.is_warning else "note"]
 
 
 def write_above(axes: "Axes", place: float, text: str, **style: Any) -> None:

@@ -90,7 +90,8 @@ def plain(value: float | None, digits: int = 3) -> str:
         return "0"
     if size >= LARGEST_SHOWN or round(size, max(digits, 2)) == 0:
         return signed(f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+"))
-    return signed(f"{value:,.{digits if size < 100 else min(digits, 1) if size < 10_000 else 0}f}")
+    most = next(most for limit, most in ((10, digits), (100, 2), (10_000, 1), (math.inf, 0)) if size < limit)
+    return signed(f"{value:,.{min(digits, most)}f}")
 
 
 def share(value: float | None, error: float | None = None) -> str:

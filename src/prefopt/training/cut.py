@@ -67,7 +67,7 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
         RunError: names the first one that does not, and the setting to change.
     """
     for tree in trees:
-        needed = _alone(tree, sharing)
+        needed = needed_positions(tree, sharing)
         if needed > max_tokens:
             raise RunError(
                 f"example {tree.row_id} takes {needed} tokens, and a micro-batch may hold max_tokens = {max_tokens}. "
@@ -75,7 +75,8 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
             )
 
 
-def _alone(tree: PromptTree, sharing: Sharing) -> int:
+def needed_positions(tree: PromptTree, sharing: Sharing) -> int:
+    """Positions of a micro-batch that holds this example alone."""
     return tree.num_tokens if sharing == "flat" else len(tree.completions) * tree.longest
 
 

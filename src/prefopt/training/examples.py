@@ -63,7 +63,9 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
     for line in dataset.summary.lines():
         narrator.say(line)
     if settings.eval_data:
-        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped_held_out if folder else None)
+        held = load(
+            settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped_held_out if folder else None
+        )
         held_out = held.trees
         facts |= {"eval_fingerprint": held.fingerprint, "eval_summary": held.summary.to_dict()}
         if folder and held.summary.num_dropped:
@@ -78,7 +80,9 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
     facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
     arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
-    return RunData(arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn, loaded.tokenizer)
+    return RunData(
+        arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn, loaded.tokenizer
+    )
 
 
 def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:

@@ -92,6 +92,10 @@ class Logbook:
         for callback in self.callbacks:
             callback.on_end(summary)
 
+    def doing(self) -> str:
+        """What is going on, as the end of a sentence."""
+        return f"in step {len(self.rows) + 1} of {self.num_steps}" if self.num_steps else "before the first step"
+
     def pages(self, *, report: bool) -> None:
         """The model's card, where there is a model, and the page about the run. Whatever hinders that, the run is what it is."""
         if not self.is_open:
@@ -111,9 +115,13 @@ class Logbook:
         try:
             self.status("stopped" if stopped else "failed", str(error) or type(error).__name__)
         except PrefoptError as another:
-            self.narrator.say(f"note: {another}")
+            if not isinstance(error, PrefoptError):  # a disk that is full is told of once
+                self.narrator.say(f"note: {another}")
         for callback in self.callbacks:
-            callback.on_failure(error)
+            try:
+                callback.on_failure(error)
+            except Exception as another:
+                self.narrator.say(f"note: {type(callback).__name__}.on_failure failed as well: {type(another).__name__}: {another}")
 
     def close(self) -> None:
         """The folder may take another run."""

@@ -40,6 +40,9 @@ freed. MALLOC_MMAP_THRESHOLD_ in the environment moves that border."""
 HEAP_HOLES = {(False, False): 0.75, (True, False): 1.7, (False, True): 0.5, (True, True): 1.2}
 """The holes as a share of all activations that are computed, by (an adapter is trained, gradient checkpointing). Measured."""
 
+MARGIN = 3.0
+"""Times the rule of thumb that must be there for it to be enough; else the activations are counted."""
+
 LORA_RANK = 16
 """The rank that is proposed."""
 
@@ -108,9 +111,9 @@ class MemoryCheck:
         Raises:
             RunError: weights, gradients and moments are more than there is; says what helps.
         """
-        estimate = self.estimate(self.settings.max_tokens)
-        if estimate.certain <= self.available.num_bytes:
+        if self.estimate(self.settings.max_tokens, exact=False).certain <= self.available.num_bytes:
             return
+        estimate = self.estimate(self.settings.max_tokens)
         needed = ", ".join(f"{part.name} {size(part.num_bytes)}" for part in estimate.parts if part.certain and part.num_bytes)
         rest = sum(part.num_bytes for part in estimate.parts if not part.certain)
         reading = f"reading the model takes {size(estimate.loading)} on each process; " if estimate.certain == estimate.loading else ""
@@ -129,6 +132,8 @@ class MemoryCheck:
         """
         step = sum(cost(tree, sharing) for tree in trees) / max(1, len(trees)) * self.settings.batch_size
         positions = min(self.settings.max_tokens, math.ceil(step / self.processes))
+        if MARGIN * self.estimate(positions, exact=False).total <= self.available.num_bytes:
+            return None
         estimate = self.estimate(positions)
         if estimate.total <= self.available.num_bytes:
             return None
@@ -138,16 +143,18 @@ class MemoryCheck:
             f"{self.available.where} were free. {self._advice(positions)}"
         )
 
-    def estimate(self, positions: int, processes: int | None = None, **changes: Any) -> MemoryEstimate:
+    def estimate(self, positions: int, processes: int | None = None, *, exact: bool = True, **changes: Any) -> MemoryEstimate:
         """What a process takes, with some settings changed.
 
         Args:
             positions: of the largest micro-batch.
             processes: how many share the run, if not as many as now.
+            exact: as `estimate_memory`.
             changes: settings by name.
         """
         settings = self.settings.model_copy(update=changes)
-        return estimate_memory(self.method, settings, positions=positions, device=self.device, num_processes=processes or self.processes)
+        count = processes or self.processes
+        return estimate_memory(self.method, settings, positions=positions, device=self.device, num_processes=count, exact=exact)
 
     def _advice(self, positions: int) -> str:
         """What would make it fit, the most effective first."""
@@ -207,9 +214,10 @@ def check_memory(method: Method, settings: RunSettings, processes: Processes) ->
     available = available_memory(processes.device)
     if available is None:
         return None
+    _known_skeleton.cache_clear()  # another model may lie in the same folder by now
     check = MemoryCheck(method, settings, processes.count, processes.device, available)
     try:
-        check.estimate(settings.max_tokens)
+        check.estimate(settings.max_tokens, exact=False)
     except Exception:  # the config cannot be read, or the adapter not be put in: loading the model will say what is wrong
         return None
     check.refuse()
@@ -217,7 +225,7 @@ def check_memory(method: Method, settings: RunSettings, processes: Processes) ->
 
 
 def estimate_memory(
-    method: Method, settings: RunSettings, *, positions: int, device: torch.device, num_processes: int = 1
+    method: Method, settings: RunSettings, *, positions: int, device: torch.device, num_processes: int = 1, exact: bool = True
 ) -> MemoryEstimate:
     """What one process of the run takes, beside Python and its libraries.
 
@@ -227,11 +235,12 @@ def estimate_memory(
         positions: of the largest micro-batch.
         device: that it computes on.
         num_processes: that share the run.
+        exact: count what a forward pass keeps; else estimate it by a rule of thumb, in a tenth of the time.
 
     Raises:
         Exception: whatever reading the model's config raises.
     """
-    skeleton = _skeleton(settings, device, method)
+    skeleton = _skeleton(settings, device, method, exact=exact)
     adapter = trains_adapter(settings)
     precision = choose_precision(settings.precision, device, adapter=adapter)
     trained = 4 * skeleton.num_trained
@@ -264,17 +273,17 @@ def trains_adapter(settings: ModelSettings) -> bool:
     return bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
 
 
-def _skeleton(settings: RunSettings, device: torch.device, method: Method) -> Skeleton:
+def _skeleton(settings: RunSettings, device: torch.device, method: Method, *, exact: bool) -> Skeleton:
     num_completions = 2 if method.needs.completions == "pair" else 1
     own = ModelSettings.model_validate({name: getattr(settings, name) for name in ModelSettings.model_fields})
-    return _known_skeleton(own.model_dump_json(), device.type, num_completions)
+    return _known_skeleton(own.model_dump_json(), device.type, num_completions, exact)
 
 
 @cache  # a refusal looks at the same model several times
-def _known_skeleton(settings: str, device: str, num_completions: int) -> Skeleton:
+def _known_skeleton(settings: str, device: str, num_completions: int, exact: bool) -> Skeleton:
     own = ModelSettings.model_validate_json(settings)
     precision = choose_precision(own.precision, torch.device(device), adapter=trains_adapter(own))
-    return read_skeleton(own, precision, num_completions=num_completions)
+    return read_skeleton(own, precision, num_completions=num_completions, exact=exact)
 
 
 def _reference_bytes(method: Method, settings: RunSettings, device: torch.device, skeleton: Skeleton) -> int:
@@ -284,7 +293,7 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
         return 0
     if reference.reference is not None:
         other = settings.model_copy(update={"model": reference.reference, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
-        found = _skeleton(other, device, method)
+        found = _skeleton(other, device, method, exact=False)
         per_weight = choose_precision(settings.precision, device, adapter=trains_adapter(settings)).weights.itemsize
         return found.frozen_bytes + per_weight * found.num_trained
     if settings.lora_rank:  # the policy with its new adapter switched off

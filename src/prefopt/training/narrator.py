@@ -13,7 +13,7 @@ from prefopt.training.outlet import Outlet
 from prefopt.training.shown import Pace, clock, figures
 from prefopt.training.watched import Finding
 
-__all__ = ["Narrator", "Quiet", "Terminal", "Ticker", "clock", "figures"]
+__all__ = ["Narrator", "Quiet", "Terminal", "Ticker", "clock", "console_on", "figures"]
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What terminals take for orders. Texts of data and models are shown, and must not give any."""
@@ -63,8 +63,8 @@ class Terminal:
         file: where to; the default is standard error, so that standard output stays free for results.
     """
 
-    def __init__(self, file: TextIO | None = None) -> None:
-        self.file = Outlet(file or sys.stderr)
+    def __init__(self, file: TextIO | Outlet | None = None) -> None:
+        self.file = file if isinstance(file, Outlet) else Outlet(file or sys.stderr)
         self.console = console_on(self.file)
         self.live: SteadyLive | None = None
 
@@ -98,12 +98,12 @@ class Terminal:
         self.say(f"step {finding.step}, {finding.severity}: {finding.what}\n  {finding.do}")
 
 
-def console_on(file: Outlet) -> Console:
-    """A console that takes text as it is."""
+def console_on(file: Outlet, *, soft_wrap: bool = True) -> Console:
+    """A console that takes text as it is; `soft_wrap`: also where it is longer than a line."""
     stream = cast(TextIO, file)  # it has all of a TextIO that rich asks for
-    console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
+    console = Console(file=stream, highlight=False, emoji=False, soft_wrap=soft_wrap)
     if console.width < 1 or console.height < 1:  # COLUMNS=0, as some shells in containers have it
-        console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True, width=80, height=25)
+        console = Console(file=stream, highlight=False, emoji=False, soft_wrap=soft_wrap, width=80, height=25)
     return console
 
 

@@ -10,37 +10,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
-from prefopt.errors import PrefoptError, RunStopped
+from prefopt.errors import RunStopped
 from prefopt.methods.method import Method
-from prefopt.models.load import choose_precision, is_hub_name, load_model, locate
-from prefopt.models.policy import Policy, trained_parameters
-from prefopt.models.proof import prove
+from prefopt.models.load import is_hub_name
+from prefopt.models.policy import trained_parameters
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.callbacks import Callback
 from prefopt.training.checkpoint import Checkpoints
-from prefopt.training.cut import check_fits
-from prefopt.training.examples import load_data, needed_trees, within_context
+from prefopt.training.cut import needed_positions
+from prefopt.training.examples import needed_trees
 from prefopt.training.folder import RunFolder
 from prefopt.training.interrupt import StopRequest, stop_on_signals
 from prefopt.training.logbook import Logbook
 from prefopt.training.loop import Trainer
 from prefopt.training.manifest import make_manifest
+from prefopt.training.memory import check_memory
 from prefopt.training.narrator import Narrator, Quiet, Terminal
-from prefopt.training.optimizer import Schedule, make_optimizer, usual_learning_rate
-from prefopt.training.order import DataOrder
+from prefopt.training.optimizer import Schedule, make_optimizer
+from prefopt.training.out_of_memory import explaining_out_of_memory
+from prefopt.training.prepare import Prepared, prepare
 from prefopt.training.processes import Processes, join
 from prefopt.training.references import choose_reference
-from prefopt.training.resume import check_start_is_same, facts_to_agree_on, find_checkpoint
-from prefopt.training.runner import Runner
+from prefopt.training.reporters import make_reporters
+from prefopt.training.resume import check_start_is_same, find_checkpoint
+from prefopt.training.runner import Checkpoint, Runner
 from prefopt.training.samples import make_sampler
 from prefopt.training.settings import RunSettings
 from prefopt.training.sharding import is_cut, saved_weights, wrap
-from prefopt.training.words import closing_lines, opening_lines
+from prefopt.training.words import closing_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,64 +121,61 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         if processes.is_main:
             models = (settings.model, settings.adapter, reference_settings(settings).reference)
             book.lock = folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
-    as_given = settings
+            book.callbacks = (*make_reporters(settings.report_to, folder.path, narrator.say), *book.callbacks)
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
     checkpoint = find_checkpoint(checkpoints, method, settings, processes) if settings.resume else None
-    torch.manual_seed(settings.seed % 2**63)  # any whole number will do
-    adapter = bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
-    precision = choose_precision(settings.precision, processes.device, adapter=adapter)
-    apart = settings.parallel == "fsdp" and processes.count > 1  # no device ever holds the whole model
-    loaded = load_model(settings, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=settings.seed)
-    settings = within_context(settings, loaded, narrator)
-    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    usual_rate = usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
-    learning_rate = settings.learning_rate or usual_rate
-    with processes.main_first():
-        data = load_data(method, settings, loaded, folder if processes.is_main else None, narrator)
-    proof = prove(
-        loaded.model,
-        max_length=settings.max_length,
-        sharing=settings.sharing,
-        autocast=precision.autocast,
-        apart=processes.device if apart else None,
-    )
-    policy = Policy(loaded.model, proof.path)
-    processes.agree(facts_to_agree_on(method, settings, loaded.model, data.facts["fingerprint"], proof.path))
-    check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
-    order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
-    for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
+    ready = prepare(method, settings, check_memory(method, settings, processes), processes, folder, narrator)
+    longest = max(needed_positions(tree, ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))
+    with explaining_out_of_memory(
+        settings,
+        doing=book.doing,
+        device=processes.device,
+        advice=partial(folder.how_to_go_on, several=processes.count > 1),
+        longest=longest,
+    ):
+        runner = _runner(method, ready, checkpoint, processes, book)
+        if (summary := runner.done_before()) is not None:
+            narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
+            return RunResult(folder.path, folder.files.model, summary)
+        stop = StopRequest()
+        with stop_on_signals(narrator, stop, grace_s=0.0 if processes.count == 1 else 2.0):
+            summary = runner.go(stop)
+            summary["seconds"] = round(time.perf_counter() - began, 2)
+            _save(ready, summary, processes, book)
+    for line in closing_lines(summary, folder):
         narrator.say(line)
-    manifest = make_manifest(method, as_given, loaded, data, processes)
-    manifest["resolved"] = {
-        "learning_rate": learning_rate,
-        "usual_learning_rate": usual_rate,
-        "precision": str(precision),
-        "engine": str(proof.path),
-        "num_steps": order.num_steps,
-        "max_length": settings.max_length,
-    }
+    return RunResult(folder.path, folder.files.model, summary)
+
+
+def _runner(method: Method, ready: Prepared, checkpoint: Checkpoint | None, processes: Processes, book: Logbook) -> Runner:
+    """The run, its reference computed."""
+    settings, policy, data, precision = ready.settings, ready.policy, ready.data, ready.precision
+    manifest = make_manifest(method, ready, processes)
     if checkpoint is not None:
         check_start_is_same(*checkpoint, manifest)
-    trees = needed_trees(order, data)
-    choice = choose_reference(method, settings, policy, loaded, trees, precision=precision, processes=processes, narrator=narrator)
+    trees = needed_trees(ready.order, data)
+    choice = choose_reference(
+        method, settings, policy, ready.loaded, trees, precision=precision, processes=processes, narrator=book.narrator
+    )
     wrapped = wrap(policy, processes, settings.parallel)
-    trainer = Trainer(
-        policy=policy,
-        wrapped=wrapped,
-        method=method,
-        reference=None
-        if choice is None
-        else choice.ready(
+    reference = None
+    if choice is not None:
+        reference = choice.ready(
             trees,
             cache_folder=cache_folder(settings.cache_dir).parent / "reference",
             max_tokens=settings.max_tokens,
             precision=precision,
             parallel=settings.parallel,
             processes=processes,
-            narrator=narrator,
-        ),
+            narrator=book.narrator,
+        )
+    trainer = Trainer(
+        policy=policy,
+        wrapped=wrapped,
+        method=method,
+        reference=reference,
         optimizer=make_optimizer(trained_parameters(policy), weight_decay=settings.weight_decay),
-        schedule=Schedule(learning_rate, order.num_steps, settings.warmup_ratio, settings.lr_schedule),
+        schedule=Schedule(ready.learning_rate, ready.order.num_steps, settings.warmup_ratio, settings.lr_schedule),
         max_grad_norm=settings.max_grad_norm,
         max_tokens=settings.max_tokens,
         autocast=precision.autocast,
@@ -187,8 +184,8 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     sampler = make_sampler(
         policy,
         data.held_out or data.train,
-        loaded.tokenizer,
-        end_ids(loaded, data.end_of_turn),
+        data.tokenizer,
+        end_ids(ready.loaded, data.end_of_turn),
         num=settings.samples,
         max_new_tokens=settings.sample_tokens,
         max_length=settings.max_length,
@@ -196,25 +193,27 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         autocast=precision.autocast,
         processes=processes,
     )
-    runner = Runner(
-        book=book, settings=as_given, trainer=trainer, data=data, order=order, sampler=sampler, manifest=manifest, checkpoint=checkpoint
+    return Runner(
+        book=book,
+        settings=ready.given,
+        trainer=trainer,
+        data=data,
+        order=ready.order,
+        sampler=sampler,
+        manifest=manifest,
+        checkpoint=checkpoint,
     )
-    if (summary := runner.done_before()) is not None:
-        narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
-        return RunResult(folder.path, folder.files.model, summary)
-    stop = StopRequest()
-    with stop_on_signals(narrator, stop, grace_s=0.0 if processes.count == 1 else 2.0):
-        summary = runner.go(stop)
-        summary["seconds"] = round(time.perf_counter() - began, 2)
-        weights = None
-        if is_cut(policy.parameters()):
-            weights = saved_weights(loaded.adapter or loaded.model, processes, trained_only=loaded.adapter is not None)
-        if processes.is_main:
-            with processes.writing():
-                save_model(loaded, folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
-            book.end(summary)
-            book.pages(report=settings.report)
-        processes.wait()
-    for line in closing_lines(summary, folder):
-        narrator.say(line)
-    return RunResult(folder.path, folder.files.model, summary)
+
+
+def _save(ready: Prepared, summary: dict[str, Any], processes: Processes, book: Logbook) -> None:
+    """The model's folder, the summary, and the pages about them."""
+    loaded, data = ready.loaded, ready.data
+    weights = None
+    if is_cut(ready.policy.parameters()):
+        weights = saved_weights(loaded.adapter or loaded.model, processes, trained_only=loaded.adapter is not None)
+    if processes.is_main:
+        with processes.writing():
+            save_model(loaded, book.folder.files.model, chat_template=data.chat_template, end_of_turn=data.end_of_turn, weights=weights)
+        book.end(summary)
+        book.pages(report=ready.settings.report)
+    processes.wait()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import RunStopped
+from prefopt.errors import PrefoptError, RunStopped
 from prefopt.methods.method import State
 from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import CachedReference, DataReference
@@ -78,7 +78,9 @@ class Runner:
         progress, best = Progress(state["step"], state["method_state"]), _best_of(state)
         summary = read_json(self.folder.files.summary) or {}
         status = read_json(self.folder.files.status) or {}
-        whole = status.get("state") == "finished" and summary.get("steps") == progress.step and self.folder.files.model.is_dir()
+        files = self.folder.files
+        whole = status.get("state") == "finished" and summary.get("steps") == progress.step
+        whole &= files.card.is_file() and (files.report.is_file() or not self.settings.report)  # the last that are written
         found: dict[str, Any] | None = self.processes.share(summary if whole else None)
         return found if self._course(progress, best, StopRequest()).ended else None
 
@@ -225,6 +227,14 @@ class Runner:
 
     def _note_broken(self, error: NotFinite, course: Course) -> None:
         """Write the step's examples, and a checkpoint of the weights, which are as they were."""
+        try:
+            self._write_broken(error, course)
+            if course.step > self.saved_step:
+                self._save(course)
+        except PrefoptError as another:  # it must not hide the first one
+            self.narrator.say(f"note: {another}")
+
+    def _write_broken(self, error: NotFinite, course: Course) -> None:
         if self.processes.is_main:
             figures = [dict(zip(error.examples, values, strict=True)) for values in zip(*error.examples.values(), strict=True)]
             lines = HeldOutLines(error.trees, self.data.tokenizer, ()).texts
@@ -236,8 +246,6 @@ class Runner:
                     for line, own, tokens in zip(lines, figures, ids, strict=True)
                 ],
             )
-        if course.step > self.saved_step:
-            self._save(course)
 
     def _take_best(self, course: Course) -> None:
         """Where the run may end early, the model is that of the best evaluation."""
@@ -262,7 +270,8 @@ class Runner:
             adapter=self.manifest["model"]["adapter"],
             num_train=len(self.data.train),
             num_steps=self.order.num_steps,
-            reference_is_start=reference_settings(self.settings).reference is None and not isinstance(self.trainer.reference, DataReference),
+            reference_is_start=reference_settings(self.settings).reference is None
+            and not isinstance(self.trainer.reference, DataReference),
             start_difference=self.opening.get("start_difference"),
             before=self.opening.get("before", {}),
             data=self.data.facts,
@@ -307,7 +316,9 @@ def _earlier_manifest(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     earlier = read_json(path) or {}
     for name, section in now.items():
         known = earlier.get(name)
-        if isinstance(section, dict) and not (isinstance(known, dict) and all(_alike(known.get(key), value) for key, value in section.items())):
+        if isinstance(section, dict) and not (
+            isinstance(known, dict) and all(_alike(known.get(key), value) for key, value in section.items())
+        ):
             return now
     return earlier if isinstance(earlier.get("resumed", []), list) else now
 

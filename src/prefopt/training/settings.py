@@ -35,9 +35,12 @@ class RunSettings(DataSettings, ModelSettings):
     early_stop: int | None = Setting(
         None,
         ge=1,
-        help="Stop after this many evaluations in a row without a lower held-out loss, and take the model of the best one; needs eval_every_steps.",
+        help="Stop after this many evaluations in a row without a lower held-out loss, and take the model of the best one; "
+        "needs eval_every_steps.",
     )
-    samples: int = Setting(4, ge=0, help="Held-out prompts that the model answers at each evaluation, for the report and the watch; 0: none.")
+    samples: int = Setting(
+        4, ge=0, help="Held-out prompts that the model answers at each evaluation, for the report and the watch; 0: none."
+    )
     sample_tokens: int = Setting(128, ge=1, help="Tokens after which such an answer is cut.")
     save_every_steps: int | None = Setting(None, ge=1, help="Steps between checkpoints; the default is at the end.")
     keep_checkpoints: int = Setting(2, ge=1, help="How many of the newest checkpoints stay on disk.")
