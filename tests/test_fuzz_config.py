@@ -1,79 +1,26 @@
-"""Settings, YAML files and command lines as nobody should write them: a sentence each time, never a traceback or a hang.
-
-No run starts here: the model is a path that is not there, and everything before it is checked first.
-"""
+"""Settings and YAML files as nobody should write them: a sentence each time, never a traceback or a hang."""
 
 import json
 import random
-import sys
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic.fields import FieldInfo
-from tests.command_line import prefopt, refused
-from tests.data.broken import NUMBERS, TEXTS, deep, json_values
+from tests.command_line import refused
+from tests.data.broken import NUMBERS, ODD, TEXTS, deep, json_values
 
-from prefopt.cli.flags import Panel, parse
 from prefopt.config import MOST_VALUES, Setting, Settings, check, from_yaml, read_yaml, to_yaml
 from prefopt.errors import ConfigError, PrefoptError
 from prefopt.methods.table import METHODS
 from prefopt.training.assemble import settings_for
-from prefopt.training.settings import RunSettings
 
 KINDS = {row.name: settings_for(row.load()) for row in METHODS}
 REQUIRED = {"model": "/no/such/model", "data": ["/no/such.jsonl"], "out": "/no/such/out"}
 
-ODD = [
-    *(
-        "yes",
-        "no",
-        "on",
-        "off",
-        "true",
-        "~",
-        "null",
-        "010",
-        "0x10",
-        "0b11",
-        "0o17",
-        "1_000",
-        "1:30",
-        "190:20:30",
-        "2024-01-01",
-        "2024-13-45",
-    ),
-    *(
-        "1e3",
-        "1e-3",
-        "1.",
-        ".5",
-        "1e999",
-        "5e-7",
-        "1/2",
-        "1,5",
-        "١٢",
-        "٣.٥",
-        "NaN",
-        "inf",
-        "-inf",
-        ".inf",
-        "-",
-        "--",
-        "-1",
-        "=",
-        "<<",
-        "!x",
-    ),
-    *("dpo", "sft", "auto", "AUTO", "cpu", "~/x", "~nobody-of-that-name/x", "a b", "a=b", "x" * 400, "/dev/null", "."),
-    *("9" * 30, "9" * 5000, "%", "@", "`", "&a", "*a", "{", "[", "a: b", "- a", "#", "'", '"', "\\", "🦊"),
-]
 values = st.one_of(
     st.sampled_from([*ODD, *TEXTS, *NUMBERS]),
     st.sampled_from(
@@ -400,153 +347,6 @@ def test_places_that_are_no_yaml_file_are_told(tmp_path: Path):
     with pytest.raises(ConfigError, match="null byte"):
         read_yaml(Path("a\0b"))
     assert "--model: is required" in refused("train", "dpo", "--config", "/dev/null")
-
-
-# Command lines.
-
-
-@pytest.fixture(autouse=True)
-def no_run_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What would have been trained; settings that are right reach a model that is not there, as in life."""
-    runs: list[Any] = []
-
-    def train(method: str, settings: RunSettings, **_: Any) -> None:
-        runs.append((method, settings))
-        raise ConfigError(f"no folder {settings.model!r}")
-
-    for name in ("prefopt.training.run", "prefopt.pipeline.quickstart", "prefopt.pipeline.new"):
-        module = ModuleType(name)
-        vars(module).update(train=train, quickstart=lambda *_: None, new_model=lambda *_: None)
-        monkeypatch.setitem(sys.modules, name, module)
-    return runs
-
-
-def flags_of(kind: type[Settings]) -> list[str]:
-    return ["--" + name.replace("_", "-") for name in kind.model_fields]
-
-
-FLAGS = sorted({flag for kind in KINDS.values() for flag in flags_of(kind)} | {"--config"})
-WORDS = [
-    *(
-        "--help",
-        "-h",
-        "--version",
-        "--",
-        "-",
-        "---",
-        "--=",
-        "-x",
-        "--no-resume",
-        "--Model",
-        "--batch_size",
-        "—model",
-        "--columns.chosen",
-        "--beta=",
-        "=x",
-    ),
-    *("train", "dpo", "sft", "data", "methods", "new", "quickstart", "model", "x.jsonl", "/no/such", "a=b", "=", "--template-args.a"),
-]
-words = st.one_of(
-    st.sampled_from(FLAGS),
-    st.sampled_from(FLAGS),
-    st.sampled_from([*WORDS, *ODD]),
-    st.builds("{}={}".format, st.sampled_from(FLAGS), st.sampled_from([*ODD, *WORDS])),
-    st.sampled_from([text for text in TEXTS if "\0" not in text]),
-)
-beginnings = st.sampled_from(
-    [(), ("train",), ("train", "dpo"), ("train", "dpo"), ("train", "sft"), ("train", "none"), ("data",), ("new",), ("methods",), ("bogus",)]
-)
-
-
-@settings(max_examples=200)
-@given(beginning=beginnings, more=st.lists(words, max_size=6))
-def test_any_command_line_is_done_or_told_what_to_mend(beginning: tuple[str, ...], more: list[str]):
-    said = prefopt(*beginning, *more).check()
-    assert "bug in prefopt" not in said.err
-
-
-@settings(max_examples=40)
-@given(more=st.lists(words, max_size=6))
-def test_every_unknown_flag_is_named(more: list[str]):
-    said = prefopt("train", "dpo", *more, "--bogus-flag", "x").check()
-    if not {"-h", "--help", "--version"} & set(more) and not any(word.startswith("--config") for word in more):
-        assert "--bogus-flag: no such flag" in said.err
-
-
-@settings(max_examples=500)
-@given(given=st.lists(words, max_size=10))
-def test_no_word_of_a_command_line_gets_lost(given: list[str]):
-    found = parse(given, [Panel("all", fields_of(KINDS["dpo"]))])
-    told = repr((found.values, found.mistakes))
-    for word in given:
-        value = word.partition("=")[2] if word.startswith("-") else word
-        if value in WORDS and value.isalnum():
-            assert value in told or any("no such flag" in what or "written name=value" in what for what in found.mistakes.values())
-
-
-def fields_of(kind: type[Settings]) -> Mapping[str, FieldInfo]:
-    return kind.model_fields
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (["model"], "'model': belongs to no flag"),
-        ([""], "'': belongs to no flag"),
-        (["--cache-dir="], "--cache-dir: must not be empty"),
-        (["--seed", "010", "--seed", "1"], "--seed: takes one value (given: 010 1)"),
-        (["--batch-size", "true"], "--batch-size: must be a whole number (given: true)"),
-        (["--template-args", "a=!!python/name:os.system"], "--template-args: the value of a is not YAML"),
-        (["--template-args", "a=" + "[" * 1000], "--template-args: the value of a is not YAML"),
-        (["--template-args", "a=.nan"], "--template-args: a must be text, a finite number"),
-        (["--template-args", "chat_template=x"], "--template-args: chat_template cannot be given to a template"),
-        (["--stages", "sft"], "--stages: no such flag"),
-    ],
-)
-def test_words_that_are_easily_mistaken_are_told_as_they_stand(more: list[str], says: str):
-    required = [word for name, value in REQUIRED.items() for word in ("--" + name, *([value] if isinstance(value, str) else value))]
-    assert says in refused("train", "dpo", *more, *required)
-
-
-def test_numbers_mean_the_same_in_a_file_and_on_the_command_line(tmp_path: Path, no_run_starts: list[Any]):
-    path = tmp_path / "run.yaml"
-    for text in ("010", "1_000", "7", "1e3", "0.25", "5e-7"):
-        path.write_text(to_yaml(REQUIRED) + f"learning_rate: {text}\n")
-        refused("train", "dpo", "--config", str(path))
-        refused("train", "dpo", "--learning-rate", text, "--model", "m", "--data", "d", "--out", "o")
-    rates = [settings.learning_rate for _, settings in no_run_starts]
-    assert rates[::2] == rates[1::2] == [10.0, 1000.0, 7.0, 1000.0, 0.25, 5e-7]
-
-
-stage_values = st.one_of(values.filter(lambda value: isinstance(value, str | int | float | list | dict | None)), st.none())
-
-
-@settings(max_examples=120)
-@given(data=st.data())
-def test_any_file_of_stages_is_planned_or_told(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    names = ["stages", "method", "sft", "dpo", "model", "data", "out", "beta", "seed", "bogus", "lora_rank"]
-    stage = st.dictionaries(
-        st.sampled_from(["beta", "seed", "data", "model", "batch-size", "batch_size", "lora_rank", 1]), stage_values, max_size=3
-    )
-    held = {"model": "/no/such", "out": "/no/such/out", "data": "x.jsonl", "stages": ["sft", "dpo"]}
-    held |= data.draw(st.dictionaries(st.sampled_from(names), st.one_of(stage_values, stage, st.just(["sft"])), max_size=4))
-    path = tmp_path_factory.getbasetemp() / "stages.yaml"
-    path.write_bytes(json.dumps(held, default=str).encode(errors="replace"))
-    prefopt("train", "--config", str(path)).check()
-
-
-def test_names_that_are_no_text_are_told(tmp_path: Path):
-    path = tmp_path / "run.yaml"
-    top = "model: m\nout: o\nstages: [sft]\ndata: x\n"
-    for text, says in (
-        ("1: 2\n", "one of its names is 1"),
-        ("null: 2\n", "one of its names is None"),
-        ("sft: {1: 2}\n", "sft in"),
-        ("sft: {on: 2}\n", "one of its names is true"),
-        ("2024-01-01: 3\n", "2024_01_01: no such setting"),
-    ):
-        path.write_text(top + text)
-        assert says in refused("train", "--config", str(path))
 
 
 class Sample(Settings):

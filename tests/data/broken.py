@@ -39,6 +39,17 @@ NUMBERS = [0, 1, -1, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**30, -(10*
 ROLES = ["user", "assistant", "system", "developer", "human", "gpt", "tool", "robot", "User", "", " user", "function", None, 3, ["user"]]
 
 
+# fmt: off
+ODD = [
+    "yes", "no", "on", "off", "true", "~", "null", "010", "0x10", "0b11", "0o17", "1_000", "1:30", "190:20:30", "2024-01-01", "2024-13-45",
+    "1e3", "1e-3", "1.", ".5", "1e999", "5e-7", "1/2", "1,5", "١٢", "٣.٥", "NaN", "inf", "-inf", ".inf", "-", "--", "-1", "=", "<<", "!x",
+    "dpo", "sft", "auto", "AUTO", "cpu", "~/x", "~nobody-of-that-name/x", "a b", "a=b", "x" * 400, "/dev/null", ".",
+    "9" * 30, "9" * 5000, "%", "@", "`", "&a", "*a", "{", "[", "a: b", "- a", "#", "'", '"', "\\", "🦊",
+]
+# fmt: on
+"""Words that YAML, a shell, a file system or Python take for something else."""
+
+
 def deep(depth: int, innermost: Any) -> Any:
     """Lists within lists."""
     for _ in range(depth):

@@ -14,7 +14,7 @@ Blocks without a language are taken for `sh`.
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,13 +131,15 @@ def without_numbers(line: str) -> str:
 def shows(shown: str, printed: str, *, exactly: bool) -> str | None:
     """Whether lines of a page stand, in their order, in what was printed; the first that does not, else None.
 
-    A line of dots stands for any lines; other lines may be left out, since a page shows what matters.
+    A page shows what matters: lines may be left out, and one that ends in dots goes on.
     """
-    clean = (lambda line: line.rstrip()) if exactly else without_numbers
+    clean: Callable[[str], str] = str.rstrip if exactly else without_numbers
     lines = iter([clean(line) for line in printed.splitlines()])
     for line in shown.splitlines():
-        if line.strip() in ("", "...", "…"):
+        begin, dots, _ = line.rstrip().partition("...")
+        wanted = clean(begin)
+        if not wanted:
             continue
-        if not any(candidate == clean(line) for candidate in lines):
+        if not any(candidate.startswith(wanted) if dots else candidate == wanted for candidate in lines):
             return line
     return None

@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prefopt.errors import RunError
 from prefopt.models.load import LoadedModel, choose_precision, load_model
@@ -142,3 +142,16 @@ def test_a_path_below_a_file(model_folder: Callable[..., Path], tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot write the model to .*file/model: .*Not a directory"):
         save_model(trained(model_folder()), tmp_path / "file" / "model")
+
+
+def test_a_generation_config_that_transformers_would_refuse_is_mended(model_folder: Callable[..., Path], tmp_path: Path):
+    loaded = trained(model_folder())
+    loaded.model.generation_config = GenerationConfig(eos_token_id=2, temperature=0.6, top_p=0.9)  # as published models have it
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        loaded.model.save_pretrained(tmp_path / "refused")
+    save_model(loaded, tmp_path / "model")
+    saved = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (saved.do_sample, saved.temperature, saved.top_p, saved.eos_token_id) == (True, 0.6, 0.9, 2)
+    loaded.model.generation_config.num_beams = 0  # nothing that do_sample could mend
+    save_model(loaded, tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == 2

@@ -103,6 +103,25 @@ def test_two_whole_models_are_two(base: Path, tmp_path: Path):
     assert [speaker.role for speaker in speakers(base, None)] == ["policy"]
 
 
+def test_one_model_twice_is_one_in_memory(base: Path):
+    policy, reference = speakers(base, base)
+    assert policy.model is reference.model
+    assert (policy.role, reference.role) == ("policy", "reference")
+
+
+def test_adapters_are_switched_only_when_the_other_one_speaks(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch):
+    policy, reference = speakers(adapter, base)
+    assert policy.switch is not None
+    switched: list[str] = []
+    kind = type(policy.switch.adapter.base_model)
+    for name in ("disable_adapter_layers", "enable_adapter_layers"):
+        right = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda model, name=name, right=right: (switched.append(name), right(model))[1])
+    for speaker in (policy, policy, reference, reference, reference, policy):
+        logits(speaker)
+    assert switched == ["disable_adapter_layers", "enable_adapter_layers"]
+
+
 def test_a_base_that_was_moved_is_given_beside_its_adapter(base: Path, adapter: Path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/moved/away"}))

@@ -96,65 +96,10 @@ def make_run(
     done = num_steps if done is None else done
     folder.mkdir(parents=True, exist_ok=True)
     pairs = method != "sft"
-    all_settings = {
-        "method": method,
-        **({"beta": 0.1, "label_smoothing": 0.0, "reference": None, "reference_cache": True, "kl_budget": None} if pairs else {}),
-        "model": "/home/somebody/models/qwen-small",
-        "lora_rank": 0,
-        "adapter": None,
-        "data": ["/home/somebody/data/pairs.jsonl"],
-        "batch_size": 32,
-        "epochs": 2.0,
-        "max_steps": None,
-        "learning_rate": None,
-        "lr_schedule": "cosine",
-        "warmup_ratio": 0.1,
-        "eval_every_steps": every,
-        "samples": samples,
-        "seed": 0,
-        "out": str(folder),
-        **(settings or {}),
-    }
+    all_settings = settings_of(folder, method, every, samples) | dict(settings or {})
     (folder / "config.yaml").write_text(yaml.safe_dump(all_settings, sort_keys=False), encoding="utf-8")
-    data = {
-        "fingerprint": "8177db1f36aa0eeba19f7bbf46630720044eb568",
-        "summary": data_summary(1000),
-        "num_train": 1000 - num_held_out,
-        "num_held_out": num_held_out,
-    }
-    manifest = {
-        "prefopt": "0.1.0",
-        "started": "2026-11-21T10:00:00+00:00",
-        "method": method,
-        "settings": all_settings,
-        "resolved": {
-            "learning_rate": 2e-5,
-            "usual_learning_rate": 5e-7,
-            "precision": "bf16",
-            "engine": "flat, chunked head",
-            "num_steps": num_steps,
-            "max_length": 2048,
-        },
-        "model": {
-            "name": "/home/somebody/models/qwen-small",
-            "architecture": "Qwen2ForCausalLM",
-            "num_parameters": 32_100_000,
-            "num_trained": 32_100_000,
-            "adapter": False,
-        },
-        "data": data,
-        "environment": {
-            "python": "3.11.7",
-            "torch": "2.13.0",
-            "transformers": "5.23.0",
-            "peft": "0.21.2",
-            "platform": "Linux x86_64",
-            "device": "CPU (2 threads)",
-            "num_threads": 2,
-            "num_processes": 1,
-            "parallel": "ddp",
-        },
-    }
+    manifest = manifest_of(all_settings, num_steps, num_held_out)
+    data = manifest["data"]
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     rows = [metrics_row(step, num_steps, drawn, pairs=pairs, gain=gain) for step in range(1, done + 1)]
     evaluated = [step for step in range(1, done + 1) if num_held_out and (step % every == 0 or step == num_steps)]
@@ -192,6 +137,69 @@ def make_run(
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         (folder / "model").mkdir()
     return folder
+
+
+def settings_of(folder: Path, method: str, every: int, samples: int) -> dict[str, Any]:
+    return {
+        "method": method,
+        **({"beta": 0.1, "label_smoothing": 0.0, "reference": None, "reference_cache": True, "kl_budget": None} if method != "sft" else {}),
+        "model": "/home/somebody/models/qwen-small",
+        "lora_rank": 0,
+        "adapter": None,
+        "data": ["/home/somebody/data/pairs.jsonl"],
+        "batch_size": 32,
+        "epochs": 2.0,
+        "max_steps": None,
+        "learning_rate": None,
+        "lr_schedule": "cosine",
+        "warmup_ratio": 0.1,
+        "eval_every_steps": every,
+        "samples": samples,
+        "seed": 0,
+        "out": str(folder),
+    }
+
+
+def manifest_of(settings: Mapping[str, Any], num_steps: int, num_held_out: int) -> dict[str, Any]:
+    data = {
+        "fingerprint": "8177db1f36aa0eeba19f7bbf46630720044eb568",
+        "summary": data_summary(1000),
+        "num_train": 1000 - num_held_out,
+        "num_held_out": num_held_out,
+    }
+    return {
+        "prefopt": "0.1.0",
+        "started": "2026-11-21T10:00:00+00:00",
+        "method": settings["method"],
+        "settings": settings,
+        "resolved": {
+            "learning_rate": 2e-5,
+            "usual_learning_rate": 5e-7,
+            "precision": "bf16",
+            "engine": "flat, chunked head",
+            "num_steps": num_steps,
+            "max_length": 2048,
+        },
+        "model": {
+            "name": "/home/somebody/models/qwen-small",
+            "architecture": "Qwen2ForCausalLM",
+            "num_parameters": 32_100_000,
+            "num_trained": 32_100_000,
+            "adapter": False,
+        },
+        "data": data,
+        "environment": {
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "peft": "0.21.2",
+            "platform": "Linux x86_64",
+            "device": "CPU (2 threads)",
+            "num_threads": 2,
+            "num_processes": 1,
+            "parallel": "ddp",
+        },
+    }
 
 
 def data_summary(num: int) -> dict[str, Any]:

@@ -199,6 +199,13 @@ def test_no_broken_file_keeps_the_page_from_being_made(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_a_run_that_ended_early_says_so_and_one_that_did_not_does_not(tmp_path: Path):
+    early = page_of(make_run(tmp_path / "early", done=80, settings={"early_stop": 3})).text
+    assert "Finished step 80 of 120 ended early: the held-out loss fell no more" in early
+    assert "ended early" not in page_of(make_run(tmp_path / "whole", settings={"early_stop": 3})).text
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_lines_that_could_not_be_read_are_counted(tmp_path: Path):
     run = make_run(tmp_path / "run")
     text = (run / "metrics.jsonl").read_text()

@@ -33,7 +33,8 @@ class Blow:
         nth: which of those that match, from 1.
         do: `kill`: SIGKILL; `cut`: the next write that makes a file longer than `size` bytes ends the process in its middle;
             `interrupt`: so many SIGINT as `size` says, one after the other; `wait`: writes a file `struck` beside the run's folder
-            and waits until there is a file `go`; `pause`: a second in which others have their turn.
+            and waits until there is a file `go`; `pause`: a second in which others have their turn; `fill`: the disk that the
+            event is about gets so full that `size` bytes are left.
         size: for `cut`, beside what the file that is opened holds already, and for `interrupt`.
     """
 
@@ -88,7 +89,9 @@ class Server:
     logs: Path
     num: int = field(default=0)
 
-    def start(self, words: Sequence[str], *, blow: Blow | None = None, trace: Path | None = None, prelude: str = "") -> Child:
+    def start(
+        self, words: Sequence[str], *, blow: Blow | None = None, trace: Path | None = None, prelude: str = "", base: Path | None = None
+    ) -> Child:
         """A command line, `prefopt` left out.
 
         Args:
@@ -96,6 +99,7 @@ class Server:
             blow: what strikes it.
             trace: where it writes its file events, one a line, when it ends by itself.
             prelude: Python that runs first.
+            base: folder whose files are watched; the default is the one in which the run's folder is.
         """
         self.num += 1
         log = self.logs / f"{self.num}.log"
@@ -105,6 +109,7 @@ class Server:
             "trace": str(trace or ""),
             "log": str(log),
             "prelude": prelude,
+            "base": str(base or ""),
         }
         return Child(self, self.ask(asked)["pid"], log)
 
@@ -128,10 +133,10 @@ class Server:
 
 
 @contextmanager
-def serving(logs: Path) -> Iterator[Server]:
-    """A server, until the end of the block."""
+def serving(logs: Path, *, under: Sequence[str] = ()) -> Iterator[Server]:
+    """A server, until the end of the block; `under`: words before its command."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    command = [sys.executable, __file__]
+    command = [*under, sys.executable, __file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         try:
             yield Server(process, logs)
@@ -214,8 +219,8 @@ def run_child(question: dict[str, Any]) -> int:
     """The command line, watched; its exit code."""
     from prefopt.cli import entry
 
-    out = question["words"][question["words"].index("--out") + 1]
-    events = watch(Path(out).parent, Blow(**question["blow"]) if question["blow"] else None)
+    out = Path(question["words"][question["words"].index("--out") + 1])
+    events = watch(Path(question["base"]) if question["base"] else out.parent, Blow(**question["blow"]) if question["blow"] else None)
     exec(question["prelude"], {})
     try:
         return entry.main(question["words"])
@@ -286,12 +291,25 @@ def strike(blow: Blow, path: Any, base: Path) -> None:
             time.sleep(0.01)
     elif blow.do == "pause":
         time.sleep(1)
+    elif blow.do == "fill":
+        fill(Path(path), blow.size)
     elif blow.do == "cut":
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and the write would only fail
         held = os.path.getsize(path) if os.path.isfile(path) else 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (held + blow.size, resource.RLIM_INFINITY))
+
+
+def fill(path: Path, left: int) -> None:
+    """A file `ballast` that takes all but so many bytes of a path's disk."""
+    disk = next(parent for parent in path.parents if parent.is_mount())
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        for block in (1 << 16, 1 << 12):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(block))
+        file.truncate(max(0, file.tell() - left))
 
 
 if __name__ == "__main__":

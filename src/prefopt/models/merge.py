@@ -113,7 +113,10 @@ def load_to_merge(base: str, adapter: str, *, device: torch.device, trust_remote
     refuse_other_kinds(adapter)
     settings = ModelSettings(model=base, adapter=adapter, trust_remote_code=trust_remote_code)
     try:
-        loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
+        with warnings.catch_warnings():
+            # Complications that tied embeddings have when they are merged: untie_where_adapted sees to them.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
     except ModelError as error:
         if "size mismatch" in str(error) or "Target modules" in str(error):
             raise ModelError(

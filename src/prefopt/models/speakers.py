@@ -224,9 +224,9 @@ def load_speakers(
 
     if reference is None:
         return (load(policy, "policy"),)
-    if not policy.shares_weights(reference) or not (policy.adapter or reference.adapter):
+    if not policy.shares_weights(reference):
         return load(policy, "policy"), load(reference, "reference")
-    if policy.adapter is None:
+    if policy.adapter is None and reference.adapter is not None:
         other = load(reference, "reference")
         return on_the_weights_of(other, policy, "policy"), other
     one = load(policy, "policy")
@@ -237,7 +237,7 @@ def _second_adapter(one: Speaker, other: Weights) -> str | None:
     """Puts another adapter on a speaker's weights, beside its own; the name under which it can be switched on."""
     if other.adapter is None:
         return None
-    assert one.switch is not None, "the policy has an adapter"
+    assert one.switch is not None, "the one that is loaded has an adapter if one of the two has"
     try:
         with warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would be random.

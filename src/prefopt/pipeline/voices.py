@@ -84,6 +84,7 @@ class Voices:
         because: why, in words.
         beta: β of the run, where it had one.
         same_tokens: both read the same tokens, so that the answers of one can be scored by the other.
+        alone: nobody is wanted beside the policy.
     """
 
     all: tuple[Voice, ...]
@@ -91,6 +92,7 @@ class Voices:
     because: str
     beta: float | None
     same_tokens: bool
+    alone: bool
 
     @property
     def policy(self) -> Voice:
@@ -99,8 +101,9 @@ class Voices:
 
     def lines(self) -> list[str]:
         """Who answers and how they are asked, in words."""
-        width = max(len(voice.role) for voice in self.all)
-        lines = [f"{voice.role + ':':<{width + 1}} {described(voice.speaker, self.policy.speaker)}" for voice in self.all]
+        lines = [f"{voice.role + ':':<10} {described(voice.speaker, self.policy.speaker)}" for voice in self.all]
+        if len(self.all) == 1 and not self.alone:
+            lines.append("reference: none is known; with --reference MODEL another answers beside it")
         chat = self.policy.renderer.chat
         template = "" if chat is None else TEMPLATES[chat.origin]
         if self.text_as == "chat":
@@ -148,7 +151,7 @@ def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices
     own = renderer(speakers[0])
     same = all(read_the_same(speakers[0], speaker) for speaker in speakers[1:])
     voices = tuple(Voice(speaker, own if same else renderer(speaker)) for speaker in speakers)
-    return Voices(voices, text_as, because, trained.beta, same)
+    return Voices(voices, text_as, because, trained.beta, same, settings.reference == NOBODY)
 
 
 def reference_for(settings: AnswerSettings, trained: Trained, policy: Weights) -> Weights | None:

@@ -1,5 +1,6 @@
 """The folder of a run: whether it can take one, and how its files are written so that a full disk or a kill loses nothing."""
 
+import errno
 import json
 import math
 import shutil
@@ -145,7 +146,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        _write_whole(self.files.config, to_yaml(values))
+        self._write_whole(self.files.config, to_yaml(values))
 
     def write_text(self, path: Path, text: str) -> None:
         """One of its files, as a whole.
@@ -153,7 +154,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written; what it held is as it was.
         """
-        _write_whole(path, text)
+        self._write_whole(path, text)
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """One of its files that hold one object.
@@ -161,7 +162,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        _write_whole(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
+        self._write_whole(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
 
     def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """One of its files that hold an object per line, as a whole.
@@ -169,7 +170,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written; what it held is as it was.
         """
-        _write_whole(path, "".join(_line(row) for row in rows))
+        self._write_whole(path, "".join(_line(row) for row in rows))
 
     def add_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """More lines at the end of such a file.
@@ -181,7 +182,7 @@ class RunFolder:
             with path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write("".join(_line(row) for row in rows))
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise self._cannot_write(path, error) from None
 
     def flush(self) -> None:
         """See to it that the lines are on the disk before a checkpoint is: one that knows of more steps than they would leave a gap.
@@ -195,7 +196,7 @@ class RunFolder:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise _cannot_write(path, error) from None
+                raise self._cannot_write(path, error) from None
 
     def keep_steps(self, step: int) -> dict[str, int]:
         """Leave what was noted up to a step: what came after the checkpoint is about to be made again.
@@ -206,18 +207,38 @@ class RunFolder:
         Raises:
             RunError: a file cannot be written; it holds all that it held.
         """
-        self._remove(map(_draft_of, self.files.single))
-        self._remove([self.files.bad_batch, self.files.summary])  # the step is taken again, and the end comes again
         damaged: dict[str, int] = {}
-        for path in (self.files.metrics, self.files.samples, self.files.watch):
-            if path.is_file():
-                readable = [row for row in read_lines(path) if isinstance(row.get("step"), int)]
-                ended = path.read_bytes().split(b"\n")[:-1]  # what a kill has cut short is no damage
-                num_lines = sum(bool(line.strip()) for line in ended)
-                self.write_lines(path, [row for row in readable if row["step"] <= step])
-                if num_lines > len(readable):
-                    damaged[path.name] = num_lines - len(readable)
+        try:
+            self._remove(map(_draft_of, self.files.single))
+            self._remove([self.files.bad_batch, self.files.summary])  # the step is taken again, and the end comes again
+            for path in (self.files.metrics, self.files.samples, self.files.watch):
+                if path.is_file():
+                    readable = [row for row in read_lines(path) if isinstance(row.get("step"), int)]
+                    ended = path.read_bytes().split(b"\n")[:-1]  # what a kill has cut short is no damage
+                    num_lines = sum(bool(line.strip()) for line in ended)
+                    self.write_lines(path, [row for row in readable if row["step"] <= step])
+                    if num_lines > len(readable):
+                        damaged[path.name] = num_lines - len(readable)
+        except OSError as error:
+            raise self._cannot_write(self.path, error) from None
         return damaged
+
+    def _write_whole(self, path: Path, text: str) -> None:
+        """The file appears whole or not at all."""
+        draft = _draft_of(path)
+        try:
+            draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
+            flush(draft)  # some disks say only now that they are full
+            draft.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise self._cannot_write(path, error) from None
+
+    def _cannot_write(self, path: Path, error: OSError) -> RunError:
+        first = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "See to it that it can be written"
+        then = "go on with --resume from the last checkpoint" if self.has_checkpoint else "start anew with --overwrite"
+        return RunError(f"cannot write {path}: {error.strerror}. {first}, and {then}.")
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:
@@ -252,19 +273,3 @@ def _going(path: Path) -> Path:
     """Where a folder is removed, after it has gone from under its name."""
     return path.with_name(f".{path.name}.old")
 
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    draft = _draft_of(path)
-    try:
-        draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
-        flush(draft)  # some disks say only now that they are full
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> RunError:
-    return RunError(f"cannot write {path}: {error.strerror}. Make room, and go on with --resume from the last checkpoint.")

@@ -38,7 +38,7 @@ class Logbook:
         self.rows: list[dict[str, float]] = []
         self.num_steps = 0
         self.watch: Watch | None = None
-        self.is_open = False
+        self.is_open = self.has_failed = False
         self.lock: Lock | None = None
         """Keeps other runs out of the folder; on the main process, from the time that the folder was found fit."""
 
@@ -106,16 +106,18 @@ class Logbook:
             if report:
                 self.narrator.say(f"report: {write_report(self.folder.path)}")
         except PrefoptError as error:
-            self.narrator.say(f"note: {error}")
+            if not self.has_failed:  # a disk that is full is told of once
+                self.narrator.say(f"note: {error}")
 
     def failed(self, error: BaseException, *, stopped: bool) -> None:
         """The run ends in an error. A second one while that is noted must not hide it."""
         if not self.is_open:
             return
+        self.has_failed = isinstance(error, PrefoptError) and not stopped
         try:
             self.status("stopped" if stopped else "failed", str(error) or type(error).__name__)
         except PrefoptError as another:
-            if not isinstance(error, PrefoptError):  # a disk that is full is told of once
+            if not self.has_failed:
                 self.narrator.say(f"note: {another}")
         for callback in self.callbacks:
             try:
