@@ -51,8 +51,9 @@ def flags_of(kind: type[Settings]) -> list[str]:
 FLAGS = sorted({flag for kind in KINDS.values() for flag in flags_of(kind)} | {"--config"})
 # fmt: off
 WORDS = [
-    "--help", "-h", "--version", "--", "-", "---", "--=", "-x", "--no-resume", "--Model", "--batch_size", "—model", "--columns.chosen", "=x",
-    "--beta=", "train", "dpo", "sft", "data", "methods", "new", "quickstart", "model", "x.jsonl", "/no/such", "a=b", "=", "--template-args.a",
+    "--help", "-h", "--version", "--", "-", "---", "--=", "-x", "--no-resume", "--Model", "--batch_size", "—model", "--columns.chosen",
+    "--beta=", "=x", "train", "dpo", "sft", "data", "methods", "new", "quickstart", "model", "x.jsonl", "/no/such", "a=b", "=",
+    "--template-args.a",
 ]
 # fmt: on
 words = st.one_of(

@@ -65,6 +65,10 @@ def run_tutorial(*, max_steps: int | None = None) -> dict[str, Any]:
     return namespace
 
 
+# What peft asks of transformers when it loads an adapter; the reader cannot change it.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing is there before the tutorial, no cache either."""

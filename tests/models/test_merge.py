@@ -251,6 +251,6 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(model_folder, tmp_path: Pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(AutoTokenizer.from_pretrained(model_folder())), "save_pretrained", full)
-    with pytest.raises(RunError, match=r"cannot write the merged model beside .*No space left on device. Make room"):
+    with pytest.raises(RunError, match=r"cannot write the merged model in .*No space left on device. Make room"):
         write_model(model, AutoTokenizer.from_pretrained(model_folder()), tmp_path / "out", end_of_turn="")
     assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,15 @@
 """A chat: who remembers what, what commands do, and what Ctrl-C does; never a traceback."""
 
+import fcntl
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Sequence
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -238,6 +243,56 @@ def test_through_a_pipe(chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert parts[3].startswith("\ufffd bad bytes\n")
     assert parts[4].startswith("/quit")
     assert "Traceback" not in err
+
+
+class Typist:
+    """Types into a real process on a pseudo-terminal, and keeps what stands on it."""
+
+    def __init__(self, command: list[str], width: int) -> None:
+        self.terminal, inside = os.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+        environment = {**os.environ, "TERM": "xterm"}
+        self.process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=environment)
+        os.close(inside)
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Until the text appears behind all that was waited for before."""
+        end = time.monotonic() + seconds
+        seen = ""
+        while text not in seen:
+            assert time.monotonic() < end, f"{text!r} did not come; the terminal shows:\n{self.seen}"
+            if select.select([self.terminal], [], [], 0.2)[0]:
+                seen += os.read(self.terminal, 65536).decode(errors="replace")
+                self.seen += seen[-65536:]
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_on_a_terminal(lora_run: Path, width: int):
+    typist = Typist([sys.executable, "-m", "prefopt", "chat", str(lora_run), "--max-new-tokens", "400", "--precision", "float32"], width)
+    try:
+        typist.wait_for("Ctrl-D leaves.")
+        typist.wait_for("> ")
+        typist.type("Is number 1 good?\r")
+        typist.wait_for("reference")
+        typist.process.send_signal(signal.SIGINT)
+        typist.wait_for("(stopped)")
+        typist.wait_for("> ")
+        typist.type("/help\r")
+        typist.wait_for("/reset")
+        typist.wait_for("> ")
+        typist.type("\x04")
+        assert typist.process.wait(60) == 0
+        assert "Traceback" not in typist.seen
+        side_by_side = any("reference" in line and "policy" in line for line in typist.seen.split("\n")[6:])
+        assert side_by_side == (width >= 100)
+    finally:
+        typist.process.kill()
+        typist.process.wait()
+        os.close(typist.terminal)
 
 
 def test_a_real_process_answers_and_ends_with_its_input(lora_run: Path):

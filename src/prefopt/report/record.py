@@ -199,7 +199,7 @@ class RunRecord:
     @property
     def reference_is_start(self) -> bool:
         """Whether the reference is the model as it was before training."""
-        return self.has_reference and self.settings.get("reference") is None
+        return self.has_reference and self.settings.get("reference") is None and self.resolved.get("reference") != "data"
 
     @property
     def model_step(self) -> int:

@@ -16,6 +16,7 @@ from prefopt.errors import RunStopped
 from prefopt.methods.method import Method
 from prefopt.models.load import is_hub_name
 from prefopt.models.policy import trained_parameters
+from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.callbacks import Callback
@@ -169,6 +170,8 @@ def _runner(method: Method, ready: Prepared, checkpoint: Checkpoint | None, proc
             processes=processes,
             narrator=book.narrator,
         )
+    if isinstance(reference, DataReference):
+        manifest["resolved"]["reference"] = "data"
     trainer = Trainer(
         policy=policy,
         wrapped=wrapped,
