@@ -135,6 +135,14 @@ def test_settings_that_pages_name_exist(page: Path):
     assert [flag for flag in named if flag not in all_settings()] == []
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_commands_that_pages_name_exist(page: Path):
+    named = {words[1] for span in spans(page) if (words := span.split())[0] == "prefopt" and len(words) > 1}
+    assert {name for name in named if not name.startswith("-")} - {*COMMANDS, "..."} == set()
+    methods = {words[2] for span in spans(page) if (words := span.split())[:2] == ["prefopt", "train"] and len(words) > 2}
+    assert {name for name in methods if not name.startswith("-")} - {*(row.name for row in METHODS), "METHOD", "..."} == set()
+
+
 def test_the_settings_of_all_commands_are_known():
     assert {"beta", "lora-rank", "kind", "vocabulary", "score", "config"} <= all_settings()
     assert "betta" not in all_settings()

@@ -84,7 +84,7 @@ def _left(folder: Path, limit_file: str, usage_file: str, cache_entry: str) -> i
         usage = int((folder / usage_file).read_text(encoding="ascii"))
         if limit >= 2**60:  # how the first version of control groups writes that there is none
             return None
-        entries = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        return limit - usage + int(entries.get(cache_entry, 0))
-    except (OSError, ValueError):
+        entries = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return limit - usage + sum(int(entry[1]) for entry in entries if entry[:1] == [cache_entry])
+    except (OSError, ValueError, IndexError):
         return None

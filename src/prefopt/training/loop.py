@@ -224,10 +224,11 @@ class Course:
         """Take note of an evaluation; whether it is the best so far. Where none is on the way there is nothing to choose from."""
         if self.evaluate_every is None or "eval/loss" not in row:
             return False
-        if self.best is None or row["eval/loss"] < self.best.loss:
+        if math.isfinite(row["eval/loss"]) and (self.best is None or row["eval/loss"] < self.best.loss):
             self.best = Best(self.step, row["eval/loss"])
             return True
-        self.best = Best(self.best.step, self.best.loss, self.best.since + 1)
+        if self.best is not None:
+            self.best = Best(self.best.step, self.best.loss, self.best.since + 1)
         return False
 
 

@@ -33,8 +33,9 @@ LENGTH_FACTOR = 1.5
 """Factor by which answers must have become longer or shorter. Less than half more is what better answers may need."""
 
 LENGTH_SPREAD = 0.6
-"""Standard deviation of the logarithm of a model's answer lengths, about a factor of 1.8. Prompts and random numbers are the
-same at each evaluation, so the noise of a comparison is less than this gives."""
+"""Standard deviation of the logarithm of a model's answer lengths, about a factor of 1.8. That prompts and random numbers are the
+same at each evaluation helps little once two answers differ by a word: four samples of a small model on HH had 30 tokens before
+training, then 57, 68, 44 and 17, while nothing was wrong."""
 
 FEWER_END = 2.5
 """Standard errors by which the share of answers that end must have fallen: four of four to none of four is 2.8."""
