@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 from tests.docs.pages import ROOT
 
-from prefopt.training.watch_rules import RULES
+from prefopt.training.watching.rules import RULES
 
 PAGE = (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8")
 

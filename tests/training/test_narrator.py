@@ -16,7 +16,7 @@ from prefopt.training.live import SteadyLive, View
 from prefopt.training.narrator import Quiet, Terminal, clock, figures
 from prefopt.training.outlet import Outlet
 from prefopt.training.shown import METRICS, Pace, number
-from prefopt.training.watched import Finding
+from prefopt.training.watching.watched import Finding
 
 ROW = {
     "step": 3,

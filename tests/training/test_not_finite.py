@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,9 @@ def test_the_weights_are_those_before_the_step(
     assert losses(out) == losses(healthy)[:stopped_after]
     expected = weights_of(healthy / "checkpoints" / f"step-{stopped_after:06d}")
     assert weights_of(out / "checkpoints" / f"step-{stopped_after:06d}") == expected
-    value = {"loss": "inf" if kind is Infinite else "nan", "gradient": r"(nan|inf)"}[what]
     message = str(caught.value)
-    assert message.startswith(f"the {what} of step {stopped_after + 1} is ")
-    assert "; the weights were not changed. " in message
-    assert value.strip("()").split("|")[0] in message or "inf" in message
+    value = {Poisoned: "nan", Infinite: "inf", InGradient: "(nan|inf)"}[kind]
+    assert re.match(rf"the {what} of step {stopped_after + 1} is {value}; the weights were not changed\. ", message)
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["step"], status["message"]) == ("failed", stopped_after, message)
     assert not (out / "model").exists()

@@ -13,7 +13,7 @@ from prefopt.errors import ConfigError, RunStopped
 from prefopt.training import reporters
 from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.reporters import flat, make_reporters
-from prefopt.training.watched import Finding
+from prefopt.training.watching.watched import Finding
 
 MANIFEST = {
     "method": "dpo",

@@ -688,7 +688,9 @@ def test_the_cache_serves_the_next_run(model: Path, pairs: str, tmp_path: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model: Path, pairs: str, tmp_path: Path):
-    with pytest.raises(RunError, match=r"of step \d is .*; the weights were not changed. Examples whose own loss is not finite: pairs.jsonl:"):
+    with pytest.raises(
+        RunError, match=r"of step \d is .*; the weights were not changed. Examples whose own loss is not finite: pairs.json"
+    ):
         run("dpo", model, pairs, tmp_path / "run", learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=1e30, save_every_steps=1)
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
     assert not (tmp_path / "run" / "summary.json").exists()

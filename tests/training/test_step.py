@@ -212,7 +212,9 @@ def test_evaluation_gives_each_example_its_own_numbers_whatever_the_cut(make_mod
 def test_a_gradient_that_is_not_finite_names_the_step_s_examples(make_model):
     one = trainer(make_model, CASES["dpo"][0]())
     one.policy.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(NotFinite, match=r"the gradient of step 1 is (nan|inf); .* Each example's own loss is finite; the step's examples: row") as caught:
+    with pytest.raises(
+        NotFinite, match=r"the gradient of step 1 is (nan|inf); .* Each example's own loss is finite; the step's examples: row"
+    ) as caught:
         one.step([PromptTree(tree.prompt_ids, tree.completions, row_id="row") for tree in pairs(2)], 0, {})
     assert all(math.isfinite(value) for value in caught.value.examples["loss"])
 
@@ -223,7 +225,9 @@ def test_a_loss_that_is_not_finite_names_the_example_that_is_guilty(make_model):
     guilty = PromptTree(token_ids([5] * 60), trees[1].completions, row_id="the guilty one")
     with torch.no_grad():
         one.policy.model.transformer.wpe.weight[50] = float("nan")  # a position that the others do not reach
-    with pytest.raises(NotFinite, match=r"the loss of step 1 is nan; .* Examples whose own loss is not finite: the guilty one\. ") as caught:
+    with pytest.raises(
+        NotFinite, match=r"the loss of step 1 is nan; .* Examples whose own loss is not finite: the guilty one\. "
+    ) as caught:
         one.step([trees[0], guilty, trees[2]], 0, {})
     assert [math.isfinite(value) for value in caught.value.examples["loss"]] == [True, False, True]
     assert caught.value.trees[1] is guilty

@@ -297,9 +297,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         tokenizer.save_pretrained(folder)
     except Exception as error:  # for a full disk OSError, SafetensorError, and a bare Exception from tokenizers
         shutil.rmtree(folder, ignore_errors=True)
-        raise RunError(
-            f"cannot write the merged model in {folder.parent}: {error}. Make room, or give another folder as out."
-        ) from None
+        raise RunError(f"cannot write the merged model in {folder.parent}: {error}. Make room, or give another folder as out.") from None
 
 
 @contextmanager

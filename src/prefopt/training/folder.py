@@ -272,4 +272,3 @@ def _draft_of(path: Path) -> Path:
 def _going(path: Path) -> Path:
     """Where a folder is removed, after it has gone from under its name."""
     return path.with_name(f".{path.name}.old")
-

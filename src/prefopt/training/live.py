@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from prefopt.training.shown import METRICS, PACE, Pace, clock, number
-from prefopt.training.watched import Finding
+from prefopt.training.watching.watched import Finding
 
 NUM_FINDINGS = 2
 """How many of the watch's words stay in sight."""

@@ -16,7 +16,7 @@ from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.folder import RunFolder
 from prefopt.training.lock import Lock
 from prefopt.training.narrator import Narrator
-from prefopt.training.watch import Finding, Watch, WatchedRun
+from prefopt.training.watching.watch import Finding, Watch, WatchedRun
 
 
 class Logbook:

@@ -11,7 +11,7 @@ from rich.console import Console
 from prefopt.training.live import SteadyLive, View
 from prefopt.training.outlet import Outlet
 from prefopt.training.shown import Pace, clock, figures
-from prefopt.training.watched import Finding
+from prefopt.training.watching.watched import Finding
 
 __all__ = ["Narrator", "Quiet", "Terminal", "Ticker", "clock", "console_on", "figures"]
 

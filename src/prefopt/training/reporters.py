@@ -20,7 +20,7 @@ from typing import Any
 
 from prefopt.errors import ConfigError, RunStopped
 from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.watched import Finding
+from prefopt.training.watching.watched import Finding
 
 Say = Callable[[str], None]
 Scalar = str | int | float | bool

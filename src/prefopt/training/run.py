@@ -196,6 +196,11 @@ def _runner(method: Method, ready: Prepared, checkpoint: Checkpoint | None, proc
         autocast=precision.autocast,
         processes=processes,
     )
+    if settings.samples and sampler is None:
+        book.narrator.say(
+            f"note: no answers are sampled: the model cannot generate, or no prompt leaves {settings.sample_tokens} tokens for an answer "
+            f"within {settings.max_length} (lower sample_tokens, or samples 0)"
+        )
     return Runner(
         book=book,
         settings=ready.given,

@@ -26,7 +26,7 @@ from prefopt.training.references import check_start
 from prefopt.training.resume import config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.samples import Sampler, means
 from prefopt.training.settings import RunSettings
-from prefopt.training.watch import WatchedRun
+from prefopt.training.watching.watch import WatchedRun
 from prefopt.training.words import figures_line
 
 Checkpoint = tuple[Path, Mapping[str, Any]]

@@ -9,7 +9,7 @@ import pytest
 from tests.training.runs import pair_rows, run, write_rows
 
 from prefopt.report.files import read_lines
-from prefopt.training.watch_rules import RULES
+from prefopt.training.watching.rules import RULES
 
 Rows = list[dict[str, Any]]
 Findings = dict[str, dict[str, Any]]

@@ -3,8 +3,8 @@
 import math
 from statistics import fmean
 
-from prefopt.training.watch_start import SAME_START
-from prefopt.training.watched import Finding, History, Severity, WatchedRun, mean_and_error, said
+from prefopt.training.watching.start import SAME_START
+from prefopt.training.watching.watched import Finding, History, Severity, WatchedRun, mean_and_error, said
 
 WINDOW = 20
 """Steps that a mean is taken over."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from prefopt.training.watched import Figures, Finding, History, mean_and_error, said, values
+from prefopt.training.watching.watched import Figures, Finding, History, mean_and_error, said, values
 
 WINDOW = 20
 """Steps that a mean is taken over: enough for a standard error, few enough to be about now."""

@@ -2,7 +2,7 @@
 
 import math
 
-from prefopt.training.watched import Finding, History, Severity, said, values
+from prefopt.training.watching.watched import Finding, History, Severity, said, values
 
 RATE_FACTOR = 10.0
 """How far from the usual learning rate is far. The usual rates of full fine-tuning and of an adapter are a factor of ten

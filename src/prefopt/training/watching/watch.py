@@ -1,13 +1,13 @@
 """The watch: rules that look at a run's figures while it goes and say what is going on and what to change.
 
-The rules are in `watch_rules.py`, each a pure function of the run so far. A step's look costs a few hundredths of a
+The rules are in `rules.py`, each a pure function of the run so far. A step's look costs a few hundredths of a
 millisecond however long the run is: rules read the newest rows and the first few, and the evaluations are kept apart.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 
-from prefopt.training.watch_rules import RULES
-from prefopt.training.watched import Finding, History, WatchedRun
+from prefopt.training.watching.rules import RULES
+from prefopt.training.watching.watched import Finding, History, WatchedRun
 
 __all__ = ["Finding", "Watch", "WatchedRun"]
 

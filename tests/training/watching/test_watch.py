@@ -15,11 +15,11 @@ from prefopt.methods.dpo import DPO, DPOSettings
 from prefopt.methods.table import METHODS
 from prefopt.training.assemble import settings_for
 from prefopt.training.references import SAME_FUNCTION
-from prefopt.training.watch import Finding, Watch, WatchedRun
-from prefopt.training.watch_rules import RULES, rules_table
-from prefopt.training.watch_start import SAME_START
+from prefopt.training.watching.rules import RULES, rules_table
+from prefopt.training.watching.start import SAME_START
+from prefopt.training.watching.watch import Finding, Watch, WatchedRun
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Row = dict[str, float]
 Case = tuple[WatchedRun, list[Row]]
 
@@ -243,7 +243,7 @@ def test_the_remedies_of_the_table_are_settings():
 
 def test_the_page_has_the_table_of_the_rules():
     page = (ROOT / "docs/watch.md").read_text(encoding="utf-8")
-    assert rules_table() in page, "docs/watch.md is stale: put the output of prefopt.training.watch_rules.rules_table() into it"
+    assert rules_table() in page, "docs/watch.md is stale: put the output of prefopt.training.watching.rules.rules_table() into it"
     assert set(re.findall(r"^### `(\w+)`", page, re.MULTILINE)) <= {rule.name for rule in RULES}
 
 

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from prefopt.training import watch_drift as drift
-from prefopt.training import watch_learning as learning
-from prefopt.training import watch_start as start
-from prefopt.training.watched import Finding, History
+from prefopt.training.watching import drift, learning, start
+from prefopt.training.watching.watched import Finding, History
 
 When = Literal["start", "step", "evaluation"]
 
