@@ -15,7 +15,7 @@ from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.folder import RunFolder
 from prefopt.training.logbook import Logbook
 from prefopt.training.narrator import Quiet
-from prefopt.training.watch import Finding
+from prefopt.training.watching.watch import Finding
 
 SETTINGS: dict[str, Any] = {
     "eval_fraction": 0.33,

@@ -38,7 +38,7 @@ class AnswerSettings(Settings):
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
 
 
-class GenerateSettings(AnswerSettings):
+class PromptSettings(Settings):
     """What is asked, and where the answers go."""
 
     prompts: str | None = Setting(
@@ -55,12 +55,16 @@ class GenerateSettings(AnswerSettings):
     batch_size: int = Setting(32, ge=1, help="Answers written at once; lower it when memory runs out.")
 
     @model_validator(mode="after")
-    def _prompts_are_given_once(self) -> "GenerateSettings":
+    def _prompts_are_given_once(self) -> "PromptSettings":
         if bool(self.prompt) == (self.prompts is not None):
             raise ValueError("give prompts as a file (--prompts FILE, or --prompts - for standard input) or as words (--prompt TEXT...)")
         if self.prompts is None and {"columns", "on_bad_row"} & self.model_fields_set:
             raise ValueError("columns and on_bad_row are about a file of prompts: give --prompts")
         return self
+
+
+class GenerateSettings(AnswerSettings, PromptSettings):
+    """Everything that can be said about answers to prompts; help shows what is asked first."""
 
 
 class ChatSettings(AnswerSettings):
