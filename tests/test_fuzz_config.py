@@ -317,7 +317,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(text=st.lists(pieces, max_size=14).map("".join))
 def test_any_text_is_yaml_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -66,7 +66,7 @@ OBJECTS = [
 ]
 """Lists and objects that stand where others should."""
 
-garbage = st.sampled_from([*TEXTS, *NUMBERS, *OBJECTS]).map(copy.deepcopy)  # what a row holds is broken further
+garbage = st.sampled_from([*TEXTS, *NUMBERS, *OBJECTS])
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(TEXTS)),
     lambda inner: (
@@ -151,7 +151,7 @@ def break_at(draw: st.DrawFn, holder: Any, key: Any) -> None:
     if way == "delete":
         del holder[key]
     elif way == "add":
-        extra = draw(garbage)
+        extra = copy.deepcopy(draw(garbage))  # what a row holds is broken further, here and below
         if isinstance(holder, list):
             holder.insert(key, extra)
         else:
@@ -165,13 +165,14 @@ def break_at(draw: st.DrawFn, holder: Any, key: Any) -> None:
     elif way == "repeat" and isinstance(holder, list):
         holder.append(copy.deepcopy(value))
     else:
-        holder[key] = {
+        new = {
             "any": lambda: draw(json_values),
             "wrap": lambda: draw(st.sampled_from([[value], {"value": value}, {"0": value}])),
             "stringify": lambda: json.dumps(value),
             "role": lambda: draw(st.sampled_from(ROLES)),
             "empty": lambda: type(value)() if isinstance(value, str | list | dict) else None,
         }.get(way, lambda: draw(garbage))()
+        holder[key] = copy.deepcopy(new)
 
 
 def texts_in(value: Any) -> Iterator[str]:

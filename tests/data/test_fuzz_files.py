@@ -5,79 +5,30 @@ import io
 import json
 import os
 import random
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
 from tests.command_line import prefopt, refused
 from tests.data.broken import TEXTS
+from tests.data.broken_files import PACKED, ROWS, damaged, read, values, whole
 from tests.data.conftest import CHATML
 
 from prefopt.cli import main
 from prefopt.data import sources
 from prefopt.data.dataset import load
-from prefopt.data.rows import REASONS, Dropped, Row, Unreadable
+from prefopt.data.rows import Dropped, Row, Unreadable
 from prefopt.data.settings import DataSettings
 from prefopt.errors import DataError
-
-ROWS = [{"prompt": f"Is {number} good?\nSäy", "chosen": f'yes, "{number}"', "rejected": f"no {number},"} for number in range(6)]
-KINDS = [".jsonl", ".json", ".csv", ".parquet"]
-PACKED = [*KINDS, *(kind + ".gz" for kind in KINDS)]
-
-
-def csv_of(rows: list[dict[str, Any]]) -> bytes:
-    lines = [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]
-    return "".join(",".join('"{}"'.format(cell.replace('"', '""')) for cell in line) + "\r\n" for line in lines).encode()
-
-
-def parquet_of(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer, write_page_checksum=True, row_group_size=2)
-    return buffer.getvalue()
-
-
-def whole(kind: str) -> bytes:
-    """The rows as a file of that kind."""
-    content = {
-        ".jsonl": lambda: b"".join(json.dumps(row).encode() + b"\n" for row in ROWS),
-        ".json": lambda: json.dumps(ROWS).encode(),
-        ".csv": lambda: csv_of(ROWS),
-        ".parquet": lambda: parquet_of(pa.Table.from_pylist(ROWS)),
-    }[kind.removesuffix(".gz")]()
-    return gzip.compress(content, mtime=0) if kind.endswith(".gz") else content
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
-
-
-def read(path: Path) -> list[Row | Dropped] | None:
-    """The rows of a file; None where the file as a whole is refused, in words that name it."""
-    message = None
-    try:
-        rows = [row for place in sources.find([str(path)]).places for row in sources.read(place).rows()]
-    except DataError as error:
-        message = str(error)
-    if message is not None:
-        assert path.name in message
-        assert all(char.isprintable() or char == "\n" for char in message)
-        return None
-    assert all(isinstance(row, Row) or row.reason in REASONS for row in rows)
-    assert len({row.location for row in rows}) == len(rows)
-    return rows
-
-
-def values(rows: list[Row | Dropped]) -> list[Any]:
-    return [row.value for row in rows if isinstance(row, Row)]
 
 
 @pytest.mark.parametrize("kind", PACKED)
@@ -91,7 +42,7 @@ def test_a_whole_file_gives_its_rows(folder: Path, kind: str):
 def test_a_file_cut_anywhere_gives_rows_that_it_has_or_none(folder: Path, kind: str):
     content = whole(kind)
     path = folder / f"cut{kind}"
-    for size in range(len(content)):
+    for size in range(0, len(content), 3 if ".parquet" in kind else 1):
         path.write_bytes(content[:size])
         rows = read(path)
         if kind not in (".jsonl", ".csv"):
@@ -99,20 +50,6 @@ def test_a_file_cut_anywhere_gives_rows_that_it_has_or_none(folder: Path, kind: 
         elif rows is not None:
             assert values(rows[:-1]) == ROWS[: len(rows) - 1]  # nothing is amiss before the last
             assert len(rows) >= content[:size].count(b"no ") - 1
-
-
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """The content with some bytes flipped, left out, doubled or put in between."""
-    new = bytearray(content)
-    for _ in range(draw.choice([1, 1, 2, 8])):
-        start = draw.randrange(len(new))
-        size = draw.choice([1, 1, 2, 16])
-        some = bytes(draw.choice([*range(256), *b'"\n,{}[]\\\0'] * 2) for _ in range(size))
-        way = draw.randrange(4)
-        new[start : start + size] = (some, b"", new[start : start + size] * 2, some + new[start : start + size])[way]
-        if not new:
-            return b"\n"
-    return bytes(new)
 
 
 @pytest.mark.parametrize(("kind", "times"), [(kind, 150 if kind == ".parquet" else 400) for kind in PACKED])
@@ -130,6 +67,8 @@ def test_a_damaged_file_loses_no_row_in_silence(folder: Path, kind: str, times: 
             check_lines(new, rows)
         elif kind.endswith(".gz"):
             assert values(rows) == ROWS  # a checksum covers all but the header
+        elif kind == ".json":
+            assert len(rows) >= len(ROWS)  # what was put in between may be a value
         elif kind != ".csv":
             assert len(rows) == len(ROWS)
 
@@ -194,17 +133,6 @@ def test_a_file_that_is_no_text_says_what_it_is(folder: Path, kind: str, content
     assert f"packed{kind} {says}" in refused("data", str(folder / f"packed{kind}"))
 
 
-@pytest.mark.parametrize("separator", [",", "\t", ";"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_tables_are_read_with_the_separator_of_their_header(folder: Path, separator: str, end: str):
-    others = ",\t;".replace(separator, "")
-    lines = [["prompt", "chosen", "rejected"], ["q", f'"{others}"', f'"a{separator}b"'], ["q2", "a" + others.replace(",", ""), "c"]]
-    (folder / "separated.csv").write_text(end.join(separator.join(line) for line in lines), newline="")
-    first, second = values(read(folder / "separated.csv") or [])
-    assert first == {"prompt": "q", "chosen": others, "rejected": f"a{separator}b"}
-    assert second == {"prompt": "q2", "chosen": "a" + others.replace(",", ""), "rejected": "c"}
-
-
 def test_line_ends_of_all_kinds_end_no_row_and_lose_none(folder: Path):
     path = folder / "ends.jsonl"
     lines = [b'{"text": "a"}', b'{"text": "\xe2\x80\xa8b\xc2\x85"}', b"", b" \t", b'{"text": "c"}']
@@ -246,122 +174,6 @@ def test_a_row_nested_deeper_than_python_goes_is_named(folder: Path):
         path.write_text(f'{{"prompt": "q", "chosen": "a", "rejected": {"[" * depth}{"]" * depth}}}\n' + json.dumps(ROWS[0]) + "\n")
         said = prefopt("data", str(path), "--data-format", "text_pair", "--on-bad-row", "drop").check()
         assert "2 rows -> 1 examples" in said.out
-
-
-# CSV.
-
-word = st.integers(0, 10**6).map(lambda number: f"w{number}")
-cells = st.one_of(
-    word, word.map(lambda text: f'"{text}"'), word.map(lambda text: f'"{text}\n{text}"'), st.sampled_from(["", '"', '""', "'", "\\", "\0"])
-)
-separators = st.sampled_from([",", ",", ",", ",", "\n", "\n", "\r\n", "\r", "\t", ";", '"', ' "', '",', '"\n', "\n\n"])
-
-
-@settings(max_examples=500)
-@given(body=st.lists(st.tuples(cells, separators), min_size=1, max_size=24))
-def test_every_word_of_a_broken_table_is_in_a_row(folder: Path, body: list[tuple[str, str]]):
-    path = folder / "words.csv"
-    text = "".join(cell + separator for cell, separator in body)
-    path.write_text("a,b\n" + text, newline="")
-    rows = read(path)
-    if rows is None:
-        assert not text.strip()
-        return
-    held = repr([row.value if isinstance(row, Row) else row.to_dict()["row"] for row in rows])
-    for found in re.findall(r"w\d+", text):
-        assert found in held
-    for row in rows:
-        assert isinstance(row, Dropped) or set(row.value) == {"a", "b"}
-
-
-def test_a_quote_that_never_closes_keeps_what_it_swallowed(folder: Path):
-    path = folder / "quote.csv"
-    path.write_text('a,b\n1,2\n3,"four\n5,6\n7,8\n')
-    good, bad = read(path) or []
-    assert isinstance(good, Row)
-    assert isinstance(bad, Dropped)
-    assert bad.location == "quote.csv:3"
-    assert bad.row == '3,"four\n5,6\n7,8\n'
-
-
-# Parquet and saved datasets.
-
-
-def table_with(name: str, column: pa.Array) -> pa.Table:
-    return pa.table({"prompt": ["q", "q2"], "chosen": ["a", "c"], "rejected": ["b", "d"], name: column})
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        pa.array([2**62, 1], pa.timestamp("us")),
-        pa.array([1, 2], pa.timestamp("us", tz="Nowhere/At")),
-        pa.array([2**30, 1], pa.date32()),
-        pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["same", "same"]),
-        pa.array([b"\xff", b"a"]),
-        pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
-        pa.nulls(2),
-        pa.array([2**64 - 1, 0], pa.uint64()),
-    ],
-    ids=["year", "zone", "date", "twice", "bytes", "map", "null", "large"],
-)
-def test_a_column_that_python_has_no_value_for_harms_no_other(folder: Path, column: pa.Array):
-    path = folder / "column.parquet"
-    path.write_bytes(parquet_of(table_with("extra", column)))
-    said = prefopt("data", str(path)).check()
-    assert "2 rows -> 2 examples" in said.out
-    assert "columns not read: extra" in said.out
-    path.write_bytes(parquet_of(table_with("weight", column)))
-    said = prefopt("data", str(path), "--on-bad-row", "drop").check()
-    assert "bad_number" in said.out + said.err or "2 rows -> 2 examples" in said.out
-
-
-def test_a_column_that_is_there_twice_is_refused(folder: Path):
-    path = folder / "twice.parquet"
-    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array(["z"])], names=["text", "other", "text"])
-    path.write_bytes(parquet_of(table))
-    with pytest.raises(DataError, match=r"twice.parquet has text more than once. Give each column a name of its own"):
-        sources.read(sources.find([str(path)]).places[0]).rows()
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path) -> Path:
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
-    return folder / "saved"
-
-
-@pytest.mark.parametrize(("which", "times"), [("*.arrow", 300), ("*.json", 60)])
-def test_a_damaged_saved_dataset_is_refused_or_whole(tmp_path: Path, saved: Path, which: str, times: int):
-    files = {path.name: path.read_bytes() for path in saved.iterdir()}
-    hit = [name for name in sorted(files) if Path(name).match(which)]
-    copy = tmp_path / "saved"
-    copy.mkdir()
-    draw = random.Random(which)
-    for _ in range(times):
-        name = draw.choice(hit)
-        for other, content in files.items():
-            # Never in place: the library maps the file into memory, and the last table may live on.
-            (copy / other).unlink(missing_ok=True)
-            (copy / other).write_bytes(damaged(content, draw) if other == name else content)
-        rows = read(copy)
-        assert rows is None or len(rows) == len(ROWS)
-
-
-def test_a_saved_dataset_cut_between_two_batches_is_refused(tmp_path: Path):
-    schema = pa.schema([("text", pa.string())])
-    folder = tmp_path / "saved"
-    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(folder)
-    [file] = folder.glob("*.arrow")
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_table(pa.table({"text": ["a"]}, schema))
-        cut = sink.tell()
-        stream.write_table(pa.table({"text": ["b"]}, schema))
-    file.write_bytes(sink.getvalue())
-    assert values(read(folder) or []) == [{"text": "a"}, {"text": "b"}]
-    file.write_bytes(sink.getvalue()[:cut])
-    assert read(folder) is None
 
 
 # Places.
@@ -464,7 +276,8 @@ def test_whatever_comes_in_by_standard_input_is_counted_or_refused(content: byte
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         said = prefopt("data", "-", "--data-format", "text_pair", "--on-bad-row", "drop").check()
-    assert said.code == 2 or f"{sum(bool(line.strip()) for line in content.split(bytes([10])))} rows ->" in said.out
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert said.code == 2 or f"{sum(bool(line.strip()) for line in lines)} rows ->" in said.out
 
 
 # What the terminal is told.

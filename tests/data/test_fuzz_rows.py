@@ -1,6 +1,7 @@
 """Thousands of broken rows of every format: each is an example or is named with its reason, and none of them is a traceback."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,7 @@ class Rows:
 
     def check_account(self, kind: str) -> Dataset | None:
         """Whether every row is an example or is dropped with its reason, stops and all."""
+        settings = self.settings("drop")
         made = self.load(kind, "drop")
         stopped = self.load(kind, "stop")
         if isinstance(made, str):
@@ -97,6 +99,7 @@ class Rows:
         summary = made.summary
         assert summary.num_rows == len(self.rows) == len(made.trees) + len(written)
         assert summary.num_trees == len(made.trees)
+        assert all(tree.longest <= settings.max_length and 0 <= tree.weight < math.inf for tree in made.trees)
         assert summary.num_dropped == len(written)
         assert [tree.row_id for tree in made.trees] == [place for place in self.places if place in {tree.row_id for tree in made.trees}]
         assert sorted([*(tree.row_id for tree in made.trees), *(entry["location"] for entry in written)]) == sorted(self.places)
@@ -145,7 +148,7 @@ def says(row: Any, name: str, answer: str) -> bool:
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_broken_rows_of_a_format_are_all_accounted_for(folder: Path, tokenizers, name: str, template: str, data: st.DataObject):
     rows = data.draw(st.lists(st.one_of(broken_rows(name), broken_rows(name), good_rows(name)), min_size=1, max_size=8))

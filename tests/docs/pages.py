@@ -7,6 +7,7 @@ A block's language is the first word behind its three backticks:
     yaml          settings, of the method that it names or of any
     text output   what the block above it prints, number by number
     text like     the same but for its numbers: those of a machine, or of the time it took
+    text sample   the same but for the words of a model, which stand behind a colon or alone on their line
     text          anything else
 
 Blocks without a language are taken for `sh`.
@@ -128,12 +129,22 @@ def without_numbers(line: str) -> str:
     return " ".join(NUMBER.sub("#", PRECISION.sub("(precision)", line)).split())
 
 
-def shows(shown: str, printed: str, *, exactly: bool) -> str | None:
+def without_words(line: str) -> str:
+    """A line of output up to what a model says."""
+    head, colon, _ = line.partition(": ")
+    return head if colon and head.islower() else ""
+
+
+CLEANED: dict[str, Callable[[str], str]] = {"text output": str.rstrip, "text like": without_numbers, "text sample": without_words}
+"""What of a line of output must be as the page shows it, by the kind of block."""
+
+
+def shows(shown: str, printed: str, kind: str) -> str | None:
     """Whether lines of a page stand, in their order, in what was printed; the first that does not, else None.
 
     A page shows what matters: lines may be left out, and one that ends in dots goes on.
     """
-    clean: Callable[[str], str] = str.rstrip if exactly else without_numbers
+    clean = CLEANED[kind]
     lines = iter([clean(line) for line in printed.splitlines()])
     for line in shown.splitlines():
         begin, dots, _ = line.rstrip().partition("...")

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.docs.pages import Block, blocks, joined, shows
+import yaml
+from tests.docs.pages import CLEANED, Block, blocks, commands, joined, shows
 from tests.docs.test_examples import TUTORIAL, run_block
 
 from prefopt.cli import main
+from prefopt.cli.flags import parse
+from prefopt.cli.train_method import panels
+from prefopt.config import check
+from prefopt.training.assemble import method_named, settings_for
 
 FEW_STEPS = 13
 """One more than the step at which the tutorial interrupts a run."""
@@ -26,7 +31,7 @@ SETTINGS = "settings = {"
 
 def run_commands(block: Block, max_steps: int | None) -> str:
     """What the commands of a block print, both streams together."""
-    extra = [] if max_steps is None else ["--max-steps", str(max_steps)]
+    extra = [] if max_steps is None else ["--max-steps", str(max_steps), "--sample-tokens", "8"]
     page = StringIO()
     with redirect_stdout(page), redirect_stderr(page):
         for line in joined(block.text):
@@ -45,7 +50,10 @@ def shortened(block: Block, max_steps: int | None) -> Block:
     assert "prefopt.train" not in block.text or SETTINGS in block.text, (
         f"{block.place} trains with settings that this test does not shorten"
     )
-    return replace(block, text=block.text.replace(SETTINGS, f'{SETTINGS}"max_steps": {max_steps}, ').replace("range(100)", "range(4)"))
+    return replace(
+        block,
+        text=block.text.replace(SETTINGS, f'{SETTINGS}"max_steps": {max_steps}, "sample_tokens": 8, ').replace("range(100)", "range(4)"),
+    )
 
 
 def run_tutorial(*, max_steps: int | None = None) -> dict[str, Any]:
@@ -57,10 +65,10 @@ def run_tutorial(*, max_steps: int | None = None) -> dict[str, Any]:
             printed = run_block(shortened(block, max_steps), namespace)
         elif block.kind == "sh":
             printed = run_commands(block, max_steps)
-        elif block.kind == "text like":
+        elif block.kind in CLEANED:
             assert block.text.strip(), f"{block.place} shows nothing; the block above prints:\n{printed}"
             if max_steps is None:
-                missing = shows(block.text, printed, exactly=False)
+                missing = shows(block.text, printed, block.kind)
                 assert missing is None, f"{block.place} shows {missing!r}; the block above prints:\n{printed}"
         else:
             assert block.kind in ("yaml", "text"), f"{block.place}: {block.kind}"
@@ -101,3 +109,13 @@ def test_what_it_shows_and_says_is_so(empty_folder: Path):
     assert watch["dpo"] == []
     assert watch["second"] == []
     assert "kl" in watch["too-far"]
+
+
+def test_its_file_is_its_command():
+    shown = blocks(TUTORIAL)
+    place = next(index for index, block in enumerate(shown) if block.kind == "yaml")
+    in_file = yaml.safe_load(shown[place].text)
+    assert in_file.pop("method") == "dpo"
+    (words,) = [words for block in shown[:place] for words in commands(block) if words[:2] == ["train", "dpo"]]
+    kind = settings_for(method_named("dpo"))
+    assert check(kind, in_file) == parse(words[2:], panels(method_named("dpo"))).check(kind)

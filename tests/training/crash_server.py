@@ -163,6 +163,7 @@ def serve() -> None:
 
 def import_everything() -> None:
     """What a run imports, late imports included. Nothing is run: threads do not survive a fork."""
+    import jinja2.loaders  # noqa: F401
     import peft  # noqa: F401
     import transformers.generation.utils
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -172,6 +173,8 @@ def import_everything() -> None:
     import prefopt.data.dataset
     import prefopt.methods.dpo
     import prefopt.methods.sft
+    import prefopt.report.draw
+    import prefopt.report.page
     import prefopt.training.run  # noqa: F401
 
     with suppress(ImportError):  # a table of patterns that transformers compiles when it loads its first model

@@ -2,19 +2,23 @@
 
 import errno
 import json
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tests.training.crash_server import Server, flags
+from tests.training.runs import Asks, figures, run, weights
 from torch import nn
 from torch.optim import AdamW
 
 from prefopt.errors import RunError
 from prefopt.training import checkpoint
-from prefopt.training.checkpoint import Checkpoints, Progress, restore
+from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
 from prefopt.training.optimizer import make_optimizer
 
 FACTS = {"settings": {"method": "dpo", "beta": 0.1}, "data": "fingerprint", "opening": {"before": {"eval/loss": 0.69}}}
@@ -143,17 +147,18 @@ def flip(path: Path) -> None:
     path.write_bytes(whole)
 
 
+DAMAGE = {"flipped": flip, "cut short": cut_short, "missing": Path.unlink, "empty": lambda path: path.write_bytes(b"")}
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("policy.safetensors", flip),
-        ("policy.safetensors", cut_short),
-        ("policy.safetensors", Path.unlink),
-        ("optimizer.safetensors", flip),
-        ("state.json", cut_short),
+        *((name, damage) for name in ("policy.safetensors", "optimizer.safetensors", "state.json") for damage in DAMAGE.values()),
         ("state.json", lambda path: path.write_text("[]")),
         ("state.json", lambda path: path.write_text("{}")),
+        ("state.json", lambda path: path.write_text('"' + "[" * 100_000)),
     ],
+    ids=[*(f"{name} {damage}" for name in ("policy", "optimizer", "state") for damage in DAMAGE), "a list", "no keys", "deep"],
 )
 def test_a_damaged_one_is_passed_over(tmp_path: Path, name: str, damage):
     checkpoints = Checkpoints(tmp_path, keep=3)
@@ -192,3 +197,130 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     fewer.pop("0.bias")
     with pytest.raises(RunError, match="holds other parameters than this run trains"):
         restore(path, state, fewer, optimizer)
+
+
+def test_no_character_of_the_state_can_change_unseen(tmp_path: Path):
+    """It carries its own checksum: a step, a setting or a checksum that is another one would be believed otherwise."""
+    path = save(Checkpoints(tmp_path, keep=1), 1)
+    text = (path / "state.json").read_text()
+    state, damaged = verified(path)
+    assert damaged == []
+    for place in range(0, len(text), 3):
+        for other in ("7" if text[place] != "7" else "8", " "):
+            (path / "state.json").write_text(text[:place] + other + text[place + 1 :])
+            found, damaged = verified(path)
+            assert damaged == ["state.json"] or (found == state and text[place].isspace())
+
+
+def test_no_bit_of_the_tensors_can_change_unseen(tmp_path: Path):
+    path = save(Checkpoints(tmp_path, keep=1), 1)
+    for name in ("policy.safetensors", "optimizer.safetensors"):
+        whole = (path / name).read_bytes()
+        for place in range(0, len(whole), 41):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            (path / name).write_bytes(changed)
+            assert verified(path)[1] == [name]
+        (path / name).write_bytes(whole)
+    assert verified(path)[1] == []
+
+
+def test_a_best_one_stays_beside_the_newest(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    model, parameters, optimizer = small()
+    step(model, optimizer)
+    for number in range(1, 7):
+        checkpoints.save(parameters, optimizer, Progress(number, {}), FACTS, best_step=2 if number >= 2 else 1)
+    assert [path.name for path in checkpoints.all()] == ["step-000002", "step-000005", "step-000006"]
+    checkpoints.save(parameters, optimizer, Progress(7, {}), FACTS, best_step=7)  # a new best: the old one may go
+    assert [path.name for path in checkpoints.all()] == ["step-000006", "step-000007"]
+
+
+def test_one_that_is_being_removed_is_under_its_name_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Half of one would be taken for a damaged one, or stay for ever."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    seen: list[list[str]] = []
+    remove = checkpoint.shutil.rmtree
+
+    def look(path: Path, **settings: object) -> None:
+        seen.append(sorted(path.name for path in tmp_path.glob("step-*")))
+        remove(path, **settings)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", look)
+    save(checkpoints, 2)
+    assert seen[-1] == ["step-000002"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_what_a_killed_process_began_is_finished(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for number in (1, 2, 3, 4):
+        save(checkpoints, number)
+    for name in (".step-000001.77", ".step-000000.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "policy.safetensors").write_bytes(b"half")
+    flip(tmp_path / "step-000004" / "policy.safetensors")
+    Checkpoints(tmp_path, keep=2).tidy(tmp_path / "step-000003", best_step=1)
+    # The damaged one stays for who wants to look at it, until the next is written.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002", "step-000003", "step-000004"]
+    Checkpoints(tmp_path, keep=2).tidy(tmp_path / "step-000003")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000004"]
+
+
+# In a run.
+
+SETTINGS = {"eval_fraction": 0.33, "epochs": 3, "save_every_steps": 1, "keep_checkpoints": 3}
+
+
+@pytest.fixture(scope="module")
+def killed(
+    model_folder: Callable[..., Path], pairs: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Callable[..., Path]]:
+    """A run in one piece, and what a kill in its sixth step leaves of it: checkpoints of the steps 3, 4 and 5."""
+    base = tmp_path_factory.mktemp("killed")
+
+    def at(done: int) -> None:
+        if done == 6:
+            shutil.copytree(base / "whole", base / "killed", ignore=shutil.ignore_patterns(".lock"))
+
+    run("dpo", model_folder(), pairs, base / "whole", narrator=Asks(at), **SETTINGS)
+    return base / "whole", base / "killed", model_folder
+
+
+@pytest.mark.parametrize("num_damaged", [1, 2])
+@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_run_goes_on_from_the_one_before(killed, pairs: str, tmp_path: Path, name: str, num_damaged: int):
+    whole, left, model_folder = killed
+    out = Path(shutil.copytree(left, tmp_path / "run"))
+    for number in (5, 4)[:num_damaged]:
+        (flip if number == 5 else Path.unlink)(out / "checkpoints" / f"step-{number:06d}" / name)
+    with pytest.warns(UserWarning) as caught:
+        run("dpo", model_folder(), pairs, out, resume=True, **SETTINGS)
+    assert [str(warning.message) for warning in caught] == [
+        f"the checkpoint {out}/checkpoints/step-{number:06d} is damaged ({name}); the one before it is used, where there is one"
+        for number in (5, 4)[:num_damaged]
+    ]
+    assert figures(out) == figures(whole)
+    assert weights(out) == weights(whole)
+    assert [path.name for path in Checkpoints(out / "checkpoints", keep=1).all()] == ["step-000005", "step-000006", "step-000007"]
+    assert all(verified(path)[1] == [] for path in (out / "checkpoints").iterdir())
+
+
+def test_where_every_one_is_damaged_the_command_says_so(server: Server, killed, pairs: str, tmp_path: Path):
+    _, left, model_folder = killed
+    out = Path(shutil.copytree(left, tmp_path / "run"))
+    for path in (out / "checkpoints").iterdir():
+        cut_short(path / "optimizer.safetensors")
+    before = content(out)
+    words = flags("dpo", model_folder(), pairs, out, **SETTINGS)
+    *notes, last = server.run([*words, "--resume"], code=2).splitlines()
+    assert notes == [
+        f"prefopt: note: the checkpoint {out}/checkpoints/step-{number:06d} is damaged (optimizer.safetensors); the one before it is used, "
+        "where there is one"
+        for number in (5, 4, 3)
+    ]
+    assert last == (
+        f"prefopt: there is no checkpoint to resume from in {out}/checkpoints. Start the run anew: with --overwrite in place of --resume."
+    )
+    assert content(out) == before

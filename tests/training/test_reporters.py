@@ -12,6 +12,7 @@ import pytest
 from prefopt.errors import ConfigError, RunStopped
 from prefopt.training import reporters
 from prefopt.training.callbacks import Callback, RunStart
+from prefopt.training.folder import RunFolder
 from prefopt.training.reporters import flat, make_reporters
 from prefopt.training.watching.watched import Finding
 
@@ -109,6 +110,15 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_makes_again(tmp_path: 
     assert Events(tmp_path / "tensorboard").scalars("loss") == [(1, 0.7), (2, 0.6), (3, 0.5), (4, 0.4)]
     go_through(make_reporters(["tensorboard"], tmp_path)[0], tmp_path, [row(1, 0.1)])  # another run, in place of that one
     assert Events(tmp_path / "tensorboard").scalars("loss") == [(1, 0.1)]
+
+
+def test_a_new_run_in_the_same_folder_goes_on_with_nothing_of_the_old_one(tmp_path: Path):
+    (tmp_path / "mlflow-run-id").write_text("run-1")
+    for name in ("tensorboard", "wandb", "mlruns", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    RunFolder(tmp_path).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 class FakeWandB(types.ModuleType):

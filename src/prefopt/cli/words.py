@@ -49,6 +49,8 @@ def type_of(info: FieldInfo) -> str:
         return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
     if get_origin(kind) is dict:
         return "pairs of name and value"
+    if get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal:
+        return f"any of {', '.join(get_args(get_args(kind)[0]))}"
     if get_origin(kind) is list:
         return f"list of {TYPES.get(get_args(kind)[0], 'values')}s".replace("texts", "text")
     return " ".join([TYPES.get(kind, "value"), limits_of(info)]).strip()

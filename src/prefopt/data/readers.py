@@ -190,7 +190,7 @@ def csv_rows(lines: Any, taken: list[str], name: str) -> Iterator[Row | Dropped]
     try:
         header: list[str] = next(lines, [])
     except csv.Error as error:
-        raise DataError(f"{name}: the header cannot be read: {error}. Give a first line of column names.") from None
+        raise DataError(f"{name}: the header cannot be read: {clip(str(error))}. Give a first line of column names.") from None
     twice = {column for column in header if header.count(column) > 1}
     if not any(header) or twice:
         fault = f"the header names {', '.join(map(clip, sorted(twice)))} more than once" if any(header) else "there is no header"
@@ -203,7 +203,7 @@ def csv_rows(lines: Any, taken: list[str], name: str) -> Iterator[Row | Dropped]
         except StopIteration:
             return
         except csv.Error as error:
-            yield Dropped(location, "wrong_cells", f"{error} (up to line {lines.line_num})", escaped("".join(taken)))
+            yield Dropped(location, "wrong_cells", f"{clip(str(error))} (up to line {lines.line_num})", escaped("".join(taken)))
             continue
         if not cells:
             continue

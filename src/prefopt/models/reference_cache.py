@@ -26,6 +26,9 @@ from prefopt.trees import TokenIds, TokenMask
 ENGINE_VERSION = 1
 """Raised whenever the engine's numbers change beyond float32 noise."""
 
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+"""What comes of a damaged file; the second where its table's own text is broken."""
+
 Values = Mapping[bytes, npt.NDArray[np.float32]]
 
 
@@ -97,10 +100,11 @@ class ReferenceCache:
         try:
             with closing(self._connect()) as connection:
                 for start in range(0, len(wanted), 500):
-                    part = wanted[start : start + 500]
-                    rows = connection.execute(f"SELECT key, value, checksum FROM logps WHERE key IN ({','.join('?' * len(part))})", part)
-                    found.update((key, np.frombuffer(value, np.float32)) for key, value, checksum in rows if _checksum(value) == checksum)
-        except sqlite3.Error as error:
+                    part = dict.fromkeys(wanted[start : start + 500])
+                    rows = connection.execute(f"SELECT key, value, checksum FROM logps WHERE key IN ({','.join('?' * len(part))})", [*part])
+                    whole = [(key, value) for key, value, checksum in rows if key in part and _is_whole(value, checksum)]
+                    found.update((key, np.frombuffer(value, np.float32)) for key, value in whole)
+        except DAMAGE as error:
             self._recover(error)
         return found
 
@@ -113,7 +117,7 @@ class ReferenceCache:
             with closing(self._connect()) as connection, connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             self._recover(error)
 
     def _create(self) -> bool:
@@ -122,11 +126,11 @@ class ReferenceCache:
             self._create_tables()
         except OSError as error:
             return self._give_up(error)
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             return self._recover(error)
         return True
 
-    def _recover(self, error: sqlite3.Error) -> bool:
+    def _recover(self, error: Exception) -> bool:
         """A damaged file is put aside and made anew; after anything else (locked for a minute, read-only, full) the cache is left alone."""
         self.usable = False
         if isinstance(error, sqlite3.OperationalError):
@@ -135,7 +139,7 @@ class ReferenceCache:
         try:
             self.path.replace(damaged)
             self._create_tables()
-        except (OSError, sqlite3.Error) as further:
+        except (OSError, *DAMAGE) as further:
             return self._give_up(further)
         warnings.warn(f"the reference cache {self.path} was damaged ({error}) and is made anew; the old file is {damaged}", stacklevel=5)
         self.usable = True
@@ -157,6 +161,11 @@ class ReferenceCache:
         self.usable = False
         warnings.warn(f"the reference cache {self.path} cannot be used ({error}); the run goes on without it", stacklevel=5)
         return False
+
+
+def _is_whole(value: object, checksum: object) -> bool:
+    """Whether a value is what was written; in a damaged file it need not even be bytes."""
+    return isinstance(value, bytes) and _checksum(value) == checksum
 
 
 def _checksum(value: bytes) -> int:

@@ -97,8 +97,8 @@ class Show:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
     def line(self, text: str = "") -> None:
-        """A line as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """A line as it is; a terminal gets it broken between words."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def detail(self, text: str) -> None:
         """A line about the stage."""

@@ -92,6 +92,11 @@ class RunFiles:
         return self.path / "dropped-eval.jsonl"
 
     @property
+    def reported(self) -> tuple[Path, ...]:
+        """What TensorBoard, Weights & Biases and MLflow keep of it, and the ids under which they know it."""
+        return tuple(self.path / name for name in ("tensorboard", "wandb", "mlruns", "mlflow-run-id"))
+
+    @property
     def single(self) -> tuple[Path, ...]:
         """All that are files and not folders: what a new run in the same place replaces, beside `model` and `checkpoints`."""
         notes = (

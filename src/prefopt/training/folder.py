@@ -135,6 +135,7 @@ class RunFolder:
                 if path.exists():  # in one move: half of a checkpoint or model must not stand there after a kill
                     path.rename(_going(path))
                     self._remove([_going(path)])
+            self._remove(self.files.reported)
             # The config waits for `write_config`: a folder without it may not be overwritten, and a kill may come in between.
             self._remove(path for path in self.files.single if path not in (self.files.config, *keep))
         except OSError as error:

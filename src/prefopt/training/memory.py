@@ -37,7 +37,7 @@ HEAP_LIMIT = 2**25
 """Tensors up to 32 MiB come from the heap of glibc, which is left with holes; larger ones go back to the system when they are
 freed. MALLOC_MMAP_THRESHOLD_ in the environment moves that border."""
 
-HEAP_HOLES = {(False, False): 0.75, (True, False): 1.7, (False, True): 0.5, (True, True): 1.2}
+HEAP_HOLES = {(False, False): 0.75, (True, False): 1.7, (False, True): 0.5, (True, True): 1.0}
 """The holes as a share of all activations that are computed, by (an adapter is trained, gradient checkpointing). Measured."""
 
 MARGIN = 3.0

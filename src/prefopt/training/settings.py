@@ -48,7 +48,9 @@ class RunSettings(DataSettings, ModelSettings):
         True, help="With eval_every_steps, also save whenever the held-out loss is lower than ever before, and keep that checkpoint."
     )
     report: bool = Setting(True, help="Write report.html, one page about the run, at the end; `prefopt report` makes it at any time.")
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Setting([], help="Also send metrics to these.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Setting(
+        [], help="Also report to tensorboard, wandb or mlflow, or several of them; each needs the extra of its name."
+    )
     seed: int = Setting(0, ge=0, help="Seed of the data order and of everything drawn at random.")
     parallel: Literal["ddp", "fsdp"] = Setting(
         "ddp",
