@@ -295,7 +295,7 @@ def test_a_run_goes_on_from_the_one_before(killed, pairs: str, tmp_path: Path, n
     out = Path(shutil.copytree(left, tmp_path / "run"))
     for number in (5, 4)[:num_damaged]:
         (flip if number == 5 else Path.unlink)(out / "checkpoints" / f"step-{number:06d}" / name)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="is damaged") as caught:
         run("dpo", model_folder(), pairs, out, resume=True, **SETTINGS)
     assert [str(warning.message) for warning in caught] == [
         f"the checkpoint {out}/checkpoints/step-{number:06d} is damaged ({name}); the one before it is used, where there is one"

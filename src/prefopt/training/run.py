@@ -125,15 +125,17 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
             book.callbacks = (*make_reporters(settings.report_to, folder.path, narrator.say), *book.callbacks)
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
     checkpoint = find_checkpoint(checkpoints, method, settings, processes) if settings.resume else None
-    ready = prepare(method, settings, check_memory(method, settings, processes), processes, folder, narrator)
-    longest = max(needed_positions(tree, ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))
-    with explaining_out_of_memory(
+    memory = check_memory(method, settings, processes)
+    explained = partial(
+        explaining_out_of_memory,
         settings,
         doing=book.doing,
         device=processes.device,
         advice=partial(folder.how_to_go_on, several=processes.count > 1),
-        longest=longest,
-    ):
+    )
+    with explained():
+        ready = prepare(method, settings, memory, processes, folder, narrator)
+    with explained(longest=max(needed_positions(tree, ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))):
         runner = _runner(method, ready, checkpoint, processes, book)
         if (summary := runner.done_before()) is not None:
             narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
