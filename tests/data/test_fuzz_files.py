@@ -68,7 +68,8 @@ def test_a_damaged_file_loses_no_row_in_silence(folder: Path, kind: str, times: 
         elif kind.endswith(".gz"):
             assert values(rows) == ROWS  # a checksum covers all but the header
         elif kind == ".json":
-            assert len(rows) >= len(ROWS)  # what was put in between may be a value
+            # What was put in between may be a value; of two objects that ran into one, that one is told of.
+            assert len(rows) >= len(ROWS) or any(isinstance(row, Dropped) for row in rows)
         elif kind != ".csv":
             assert len(rows) == len(ROWS)
 

@@ -103,8 +103,8 @@ def test_what_it_shows_and_says_is_so(empty_folder: Path):
     # Half of the reference's answers are rude. Of 100, differences of 14 are two standard errors of chance.
     assert ends["first"]["rude"] <= 35
     assert ends["first"]["polite"] >= 60
-    assert ends["second"]["rude"] <= 10
-    assert ends["second"]["polite"] >= 80
+    assert ends["second"]["rude"] <= 14
+    assert ends["second"]["polite"] >= 75
     assert ends["third"]["polite"] <= 40
     assert watch["dpo"] == []
     assert watch["second"] == []

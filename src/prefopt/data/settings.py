@@ -47,7 +47,7 @@ class DataSettings(Settings):
     too_long: Literal["cut", "drop"] = Setting(
         "cut", help="What to do with a prompt that is too long: cut whole turns from its left, or drop the row."
     )
-    data_workers: int = Setting(0, ge=0, help="Processes that tokenize; 0 takes one per core where there is enough to do.")
+    data_workers: int = Setting(0, ge=0, le=256, help="Processes that tokenize; 0 takes one per core where there is enough to do.")
     cache_dir: Path | None = Setting(
         None, help="Folder of the token and reference caches; the default is ~/.cache/prefopt or $PREFOPT_CACHE."
     )
