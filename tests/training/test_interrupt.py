@@ -239,7 +239,7 @@ def test_at_once_before_anything_was_saved(server: Server, model_folder: Callabl
     assert len(losses(out)) == 9
 
 
-LOADING = "import signal; from prefopt.training import run; run.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
+LOADING = "import signal; from prefopt.training import prepare; prepare.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
 
 
 def test_one_is_enough_before_the_first_step(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
