@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from prefopt.errors import RunError
-from prefopt.training import checkpoint
+from prefopt.training import checkpoint, folder
 from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
 from prefopt.training.optimizer import make_optimizer
 
@@ -268,6 +268,17 @@ def test_what_a_killed_process_began_is_finished(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000004"]
 
 
+def test_nothing_takes_its_place_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A rename may reach the disk before the content does: after a power failure the name would stand for nothing."""
+    events: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr(checkpoint, "flush", lambda path: events.append(f"flush {path.name.split('.')[0] or 'draft'}"))
+    monkeypatch.setattr(Path, "rename", lambda self, target: (events.append("rename"), rename(self, target))[1])
+    save(Checkpoints(tmp_path / "checkpoints", keep=1), 1)
+    assert sorted(events[:4]) == ["flush draft", "flush optimizer", "flush policy", "flush state"]
+    assert events[4:] == ["rename", "flush checkpoints"]
+
+
 # In a run.
 
 SETTINGS = {"eval_fraction": 0.33, "epochs": 3, "save_every_steps": 1, "keep_checkpoints": 3}
@@ -324,3 +335,17 @@ def test_where_every_one_is_damaged_the_command_says_so(server: Server, killed, 
         f"prefopt: there is no checkpoint to resume from in {out}/checkpoints. Start the run anew: with --overwrite in place of --resume."
     )
     assert content(out) == before
+
+
+def test_the_lines_are_on_the_disk_before_the_checkpoint_is(
+    model_folder: Callable[..., Path], pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a power failure would leave a checkpoint of more steps than there are lines of metrics."""
+    events: list[str] = []
+    save_one = Checkpoints.save
+    monkeypatch.setattr(folder, "flush", lambda path: events.append(path.name))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *args, **kwargs: (events.append("save"), save_one(self, *args, **kwargs))[1])
+    run("dpo", model_folder(), pairs, tmp_path / "run", save_every_steps=3)
+    assert events.count("save") == 2
+    for place in (place for place, event in enumerate(events) if event == "save"):
+        assert events[place - 3 : place] == ["metrics.jsonl", "samples.jsonl", "watch.jsonl"]

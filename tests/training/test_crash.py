@@ -8,6 +8,7 @@ ends, everything that it leaves is compared with the whole run, byte by byte whe
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +159,22 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(whole: Callable[[str],
         take_up(server, out, words, blow=Blow(".", at), codes=(0, -signal.SIGKILL))
     take_up(server, out, words)
     same_as(expected.out, out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_there_is_no_place_where_a_kill_does_harm(whole: Callable[[str], Whole], server: Server, tmp_path: Path, name: str):
+    """Before every single change that the run makes to its files."""
+    expected = whole(name)
+    for place in range(1, len(expected.events) + 1):
+        out = tmp_path / str(place) / "run"
+        out.parent.mkdir()
+        words = expected.words(out)
+        assert server.start(words, blow=Blow(".", place)).wait() == -signal.SIGKILL, expected.events[place - 1]
+        take_up(server, out, words)
+        same_as(expected.out, out)
+        shutil.rmtree(out.parent)
 
 
 def struck(server: Server, words: list[str], blow: Blow | float, seconds: float) -> None:

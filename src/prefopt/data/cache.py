@@ -8,8 +8,10 @@ and a cache that cannot be written is no reason to stop.
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -93,6 +95,7 @@ def save(folder: Path, key: str, entry: Entry) -> None:
     temporary: str | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder)
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             file.write(sha256(payload).hexdigest().encode() + b"\n")
@@ -116,6 +119,14 @@ def fingerprint(trees: Sequence[PromptTree]) -> str:
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:40]
+
+
+def remove_drafts(folder: Path) -> None:
+    """Clear away what processes that were killed while writing left behind: what nobody has written to for a day."""
+    for left in folder.glob("*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                left.unlink()
 
 
 def pack(trees: Sequence[PromptTree]) -> Arrays:

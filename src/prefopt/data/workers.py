@@ -92,7 +92,7 @@ def in_processes(grower: Grower, examples: Sequence[Example], workers: int) -> I
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """A Ctrl-C waits until the end of the block, and never reaches processes that are started in it: the terminal sends it to all."""
+    """Processes that are started in the block never hear a Ctrl-C, which a terminal sends to all; this thread hears it at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
