@@ -316,6 +316,12 @@ def test_damaged_adapters(adapter_folder: Path):
     save_file(some, weights)
     with pytest.raises(ModelError, match=r"cannot put the adapter .* into the model: Found missing adapter keys"):
         loaded(adapter_folder)
+    weights.write_bytes(whole)
+    more = load_file(weights)
+    stray = next(name for name in more if "lora_B" in name)
+    save_file(more | {stray.replace("layers.0", "layers.9"): more[stray].clone()}, weights)
+    with pytest.raises(ModelError, match=r"was not made for .*: 1 of its weights belong to layers that it does not have \(.*layers\.9"):
+        loaded(adapter_folder)
     weights.unlink()
     torch.save({}, adapter_folder / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"lacks adapter_model.safetensors. Weights are read from safetensors only"):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from prefopt.errors import ModelError, RunError
+from prefopt.models.load import ADAPTER_WEIGHTS
 from prefopt.models.merge import (
-    ADAPTER_WEIGHTS,
     Change,
     ModuleChange,
     adapter_off,
@@ -210,7 +210,7 @@ def test_a_base_with_fewer_layers_is_refused(model_folder, make_model, chat_toke
     adapter = make_adapter(model_folder(), tmp_path / "adapter", target_modules=ALL_LINEAR)
     make_model("llama", num_hidden_layers=1).save_pretrained(tmp_path / "short")
     chat_tokenizer.save_pretrained(tmp_path / "short")
-    with pytest.raises(ModelError, match=r"was not made for .*short: 14 of its weights belong to layers that the model does not have"):
+    with pytest.raises(ModelError, match=r"was not made for .*short: 14 of its weights belong to layers that it does not have"):
         load_to_merge(str(tmp_path / "short"), str(adapter), device=CPU)
 
 

@@ -138,11 +138,11 @@ def blows(events: dict[str, list[str]]) -> list[tuple[str, Blow | float]]:
     found += [("early", blow) for blow in draw_cuts(drawn, r"os.mkdir .*/\.step-", range(1, 3), 1, longest=360_000)]
     found += [("lora", blow) for blow in draw(lora, drawn, save=1, model=1, notes=1)]
     found += [("lora", blow) for blow in draw_cuts(drawn, r"os.mkdir .*/\.step-", range(1, 4), 1, longest=60_000)]
-    found += [("lora", drawn.uniform(0.1, 1.0))]
+    found += [("lora", drawn.uniform(0.1, 1.0)), ("lora", Blow(r"open run/model/\.README", 1))]
     return found
 
 
-NUM_BLOWS = 40
+NUM_BLOWS = 41
 
 
 @pytest.mark.parametrize("place", range(NUM_BLOWS))

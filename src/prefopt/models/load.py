@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -299,13 +300,24 @@ def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
         raise ModelError(f"{name} holds {what}.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} lacks adapter_model.safetensors. Weights are read from safetensors only.")
+    of_another = f"the adapter {name} was not made for {model.name_or_path or 'this model'}"
+    remedy = "Give the model that it was trained on as model."
     try:
         with _peft(), warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            adapter = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            used = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as stored:
+            # Of these peft says nothing at all, and half of what the adapter has learned would be passed over.
+            unused = sorted(key for key in stored.keys() if "lora_" in key and key not in used)  # noqa: SIM118 (no mapping)
     except Exception as error:  # as in read_model
+        if any(sign in str(error) for sign in ("size mismatch", "Target modules")):
+            raise ModelError(f"{of_another}: its layers have other shapes or names. {remedy}") from None
         raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
+    if unused:
+        raise ModelError(f"{of_another}: {len(unused)} of its weights belong to layers that it does not have ({unused[0]}). {remedy}")
+    return adapter
 
 
 def _not_in(model: PreTrainedModel, given: list[str]) -> list[str]:

@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.engine.batch import pack
 from prefopt.errors import ModelError, RunError
-from prefopt.models.load import ADAPTER_WEIGHTS, LoadedModel, Precision, load_model
+from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import EnginePath, Policy, transformers_logging_at
 from prefopt.models.save import mend_generation_config, stop_at
 from prefopt.models.settings import ModelSettings
@@ -112,29 +111,13 @@ def load_to_merge(base: str, adapter: str, *, device: torch.device, trust_remote
     """
     refuse_other_kinds(adapter)
     settings = ModelSettings(model=base, adapter=adapter, trust_remote_code=trust_remote_code)
-    try:
-        with warnings.catch_warnings():
-            # Complications that tied embeddings have when they are merged: untie_where_adapted sees to them.
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-            loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
-    except ModelError as error:
-        if "size mismatch" in str(error) or "Target modules" in str(error):
-            raise ModelError(
-                f"the adapter {adapter} was not made for {base}: its layers have other shapes or names. "
-                "Give the model that it was trained on with --model."
-            ) from None
-        raise
+    with warnings.catch_warnings():
+        # Complications that tied embeddings have when they are merged: untie_where_adapted sees to them.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
     assert loaded.adapter is not None, "an adapter was given"
     if getattr(loaded.model, "is_quantized", False):
         raise ModelError(f"{base} is quantised, and its weights cannot take a change. Give the model that it was made of with --model.")
-    known = get_peft_model_state_dict(loaded.adapter, save_embedding_layers=False)
-    with safe_open(Path(adapter) / ADAPTER_WEIGHTS, framework="pt") as stored:
-        unused = sorted(key for key in stored.keys() if "lora_" in key and key not in known)  # noqa: SIM118 (no mapping)
-    if unused:
-        raise ModelError(
-            f"the adapter {adapter} was not made for {base}: {len(unused)} of its weights belong to layers that the model does not have "
-            f"({unused[0]}). Give the model that it was trained on with --model."
-        )
     loaded.model.eval().requires_grad_(False)
     return loaded
 

@@ -48,6 +48,7 @@ def save_model(
             loaded.adapter.save_pretrained(
                 str(draft), selected_adapters=[loaded.adapter.active_adapter], save_embedding_layers=False, **own_weights
             )
+            (draft / "README.md").unlink(missing_ok=True)  # peft's form of a card with nothing filled in; a run writes its own
         else:
             stop_at(loaded, end_of_turn)
             mend_generation_config(loaded.model)
