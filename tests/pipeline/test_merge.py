@@ -82,8 +82,13 @@ def test_what_lies_beside_the_weights(chat_run: Path, lora_run: Path, tmp_path: 
     merged(lora_run, tmp_path / "raw")
     assert look_up(str(tmp_path / "raw")).text_as == "raw"  # though its tokenizer has a chat template
     page = (tmp_path / "raw" / "README.md").read_text()
-    assert yaml.safe_load(page.split("---")[1]) == {"library_name": "transformers"}
-    assert "peft" not in page.lower()
+    head = yaml.safe_load(page.split("---")[1])
+    assert head["library_name"] == "transformers"
+    assert "lora" not in head["tags"]
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in page
+    assert "AutoPeft" not in page
+    for part in ("One model of a trained adapter and its base", "## How it was merged", "## Training data", "## Results", "## Limits"):
+        assert part in page
     assert str(tmp_path) not in page
     assert "merged in float32 by prefopt and saved in float32" in page
     notes = json.loads((tmp_path / "raw" / MERGED).read_text())
@@ -96,6 +101,9 @@ def test_an_adapter_without_a_run(lora_run: Path, tmp_path: Path):
     result, said = merged(adapter, tmp_path / "out")
     assert "texts drawn from the tokenizer's vocabulary" in said
     assert result.comparison.margins_moved is None
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(page.split("---")[1]) == {"library_name": "transformers"}
+    assert "## Results" not in page
     with torch.no_grad():
         assert torch.allclose(logits(tmp_path / "out"), trained(lora_run).model.eval()(IDS).logits, atol=1e-5)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -367,6 +375,8 @@ def test_when_to_warn(saved_mean: float, margins: float | None, lost: float, war
 
 def test_a_hub_base_is_named_on_the_page():
     comparison = Comparison("texts", 6, 1e-6, 1e-4, 0.1, 1e-6, 0.0, 0.0, None, 0, 0)
-    page = card("org/base", "/somewhere/runs/dpo/model", "float32", comparison, Change((ModuleChange("layer.weight", 1, 0, 1, 0, True),)))
+    page = card(
+        "org/base", "/somewhere/runs/dpo/model", None, "float32", comparison, Change((ModuleChange("layer.weight", 1, 0, 1, 0, True),))
+    )
     assert yaml.safe_load(page.split("---")[1]) == {"library_name": "transformers", "base_model": "org/base"}
     assert "`org/base` with the adapter `dpo` in its weights" in page

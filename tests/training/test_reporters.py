@@ -122,15 +122,19 @@ def test_a_new_run_in_the_same_folder_goes_on_with_nothing_of_the_old_one(tmp_pa
 
 
 class FakeWandB(types.ModuleType):
-    """Takes down what it is told. `fails`: calls of init that fail first."""
+    """Takes down what it is told. `fails`: calls of init that fail first; `key`: that the user has logged in with."""
 
-    def __init__(self, *, fails: int = 0, first_step: int = 0) -> None:
+    def __init__(self, *, fails: int = 0, first_step: int = 0, key: str | None = "k") -> None:
         super().__init__("wandb")
-        self.fails, self.first_step = fails, first_step
+        self.fails, self.first_step, self.key = fails, first_step, key
         self.inits: list[dict[str, Any]] = []
         self.logged: list[tuple[int, dict[str, Any]]] = []
         self.ended: list[int] = []
         self.summary: dict[str, Any] = {}
+
+    def login(self, *, prompt: bool = True) -> bool:
+        assert self.key is not None or not prompt, "it would ask, and wait for ever"
+        return self.key is not None
 
     def Settings(self, **given: Any) -> dict[str, Any]:  # noqa: N802  # its name there
         return given
@@ -139,7 +143,8 @@ class FakeWandB(types.ModuleType):
         return given
 
     def teardown(self) -> None:
-        self.inits[-1]["torn down"] = True
+        if self.inits:
+            self.inits[-1]["torn down"] = True
 
     def init(self, **given: Any) -> Any:
         self.inits.append(given)
@@ -202,6 +207,22 @@ def test_wandb_without_a_network_keeps_what_it_would_send(tmp_path: Path, monkey
     assert len(said) == 1
     assert "No API key configured" in said[0]
     assert "wandb sync" in said[0]
+
+
+@pytest.mark.usefixtures("no_wandb_variables")
+@pytest.mark.parametrize("is_old", [False, True])
+def test_wandb_without_a_key_does_not_ask_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_old: bool):
+    monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandB(key=None))
+    if is_old:
+        monkeypatch.setattr(wandb, "login", lambda: pytest.fail("it would ask"), raising=False)
+        monkeypatch.setattr(wandb, "api", types.SimpleNamespace(api_key=None), raising=False)
+    said: list[str] = []
+    go_through(make_reporters(["wandb"], tmp_path, said.append)[0], tmp_path, [row(1, 0.7)])
+    assert [given.get("mode") for given in wandb.inits] == ["offline"]
+    assert said[0].startswith("note: wandb cannot be reached (it has no key; wandb login asks for one)")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    go_through(make_reporters(["wandb"], tmp_path, said.append)[0], tmp_path, [row(1, 0.7)])
+    assert "mode" not in wandb.inits[1]
 
 
 @pytest.mark.usefixtures("no_wandb_variables")

@@ -256,9 +256,11 @@ def write_notes(
         "comparison": asdict(comparison),
         "rounding": {"weights": change.lost, "worst_layer": change.worst.name, "worst": change.worst.lost, "vanished": change.vanished},
     }
+    run = source.trained.files.path if source.trained.files else None
+    page = card(source.base, source.adapter, run, settings.precision, comparison, change)
     try:
         (draft / MERGED).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (draft / "README.md").write_text(card(source.base, source.adapter, settings.precision, comparison, change), encoding="utf-8")
+        (draft / "README.md").write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write {draft}: {error.strerror}. Make room, or give another folder as out.") from None
 

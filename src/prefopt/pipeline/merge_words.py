@@ -4,9 +4,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from prefopt.errors import ConfigError
 from prefopt.models.load import is_hub_name
 from prefopt.models.merge import MERGED, Change
 from prefopt.pipeline.merge_check import Comparison
+from prefopt.report.card import model_card
 
 TOO_MUCH_BEHAVIOUR = 0.1
 """Share of what the adapter does to log-probs, or to margins, above which rounding is warned of. A tenth of the margins is as if β
@@ -84,13 +86,19 @@ def warning(change: Change, precision: str) -> str:
     )
 
 
-def card(base: str, adapter: str, precision: str, comparison: Comparison, change: Change) -> str:
-    """The page beside the weights: what this model is, and how that was checked."""
+def card(base: str, adapter: str, run: Path | None, precision: str, comparison: Comparison, change: Change) -> str:
+    """The page beside the weights: what this model is, how that was checked, and, where its run is there, how it was trained."""
     hub = is_hub_name(base)
-    head = ["---", "library_name: transformers", *([f"base_model: {base}"] if hub else []), "---"]
     # Paths of this machine say nothing to others, their last part may.
     short_base = base if hub else Path(base).name
     short_adapter = Path(adapter).parent.name if Path(adapter).name == "model" else Path(adapter).name
     made = f"`{short_base}` with the adapter `{short_adapter}` in its weights, merged in float32 by prefopt and saved in {precision}."
     checked = ["```text", *check_lines(comparison), *loss_lines(comparison, change, precision), "```"]
-    return "\n".join([*head, "", "# A merged model", "", made, "", *checked, "", f"The figures stand in `{MERGED}` too.", ""])
+    merged = "\n".join([made, "", *checked, "", f"The figures stand in `{MERGED}` too.", ""])
+    if run is not None:
+        try:
+            return model_card(run, merged=merged)
+        except ConfigError:  # too little is left of the run
+            pass
+    head = ["---", "library_name: transformers", *([f"base_model: {base}"] if hub else []), "---"]
+    return "\n".join([*head, "", "# A merged model", "", merged])

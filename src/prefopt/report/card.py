@@ -6,6 +6,7 @@ only the last name, and of free text whatever looks like a path is shortened the
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ CARD_ROWS = 40
 """Sources that are listed one by one."""
 
 
-def model_card(folder: Path) -> str:
+def model_card(folder: Path, *, merged: str = "") -> str:
     """The card of a run's model.
 
     Args:
         folder: of the run. Its `summary.json` should be there: without it the figures are those of the newest evaluation.
+        merged: where the card is that of base and adapter as one model: how they were merged, in Markdown.
 
     Returns:
         Markdown, with the front matter that the hub reads.
@@ -48,10 +50,14 @@ def model_card(folder: Path) -> str:
         ConfigError: the folder holds no run.
     """
     record = read_run(folder)
+    if merged:  # what lies beside the card is a whole model
+        model = {**mapping(record.manifest.get("model")), "adapter": False}
+        record = replace(record, manifest={**record.manifest, "model": model})
     parts = [
         f"---\n{yaml.safe_dump(front_matter(record), sort_keys=False, allow_unicode=True)}---\n",
         f"# {escaped(title(record))}\n",
-        *what_it_is(record),
+        *what_it_is(record, of_two=bool(merged)),
+        *(["## How it was merged\n", merged] if merged else []),
         "## How to load it\n",
         *loading(record),
         "## Training data\n",
@@ -118,10 +124,10 @@ def front_matter(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def what_it_is(record: RunRecord) -> list[str]:
-    """What the model is, in a few sentences."""
+def what_it_is(record: RunRecord, *, of_two: bool) -> list[str]:
+    """What the model is, in a few sentences; `of_two`: base and adapter in one."""
     idea = next((row.summary for row in METHODS if row.name == record.method), "")
-    what = "An adapter for" if is_adapter(record) else "All weights of"
+    what = "An adapter for" if is_adapter(record) else "One model of a trained adapter and its base" if of_two else "All weights of"
     base = f"`{base_of(record)}`" if base_of(record) else "a model"
     architecture = str(mapping(record.manifest.get("model")).get("architecture") or "")
     shape = f" ({architecture})" if architecture else ""

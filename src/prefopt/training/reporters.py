@@ -189,6 +189,7 @@ class WandB(Callback):
             "settings": self._settings(),
         }
         try:
+            self._require_key()
             self.run = self.wandb.init(**arguments)
         except Exception as error:  # no key, no network, no permission
             self.say(
@@ -223,6 +224,21 @@ class WandB(Callback):
     def on_failure(self, error: BaseException) -> None:
         """A run that was asked to stop did not fail."""
         self.run.finish(exit_code=0 if isinstance(error, RunStopped) else 1)
+
+    def _require_key(self) -> None:
+        """Left to itself the library asks at the terminal where it has no key, and a run that waits for an answer is a run that hangs.
+
+        Raises:
+            LookupError: there is none.
+        """
+        if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
+            return
+        try:
+            has_key = self.wandb.login(prompt=False)
+        except TypeError:  # older versions cannot be told not to ask
+            has_key = bool(self.wandb.api.api_key)
+        if not has_key:
+            raise LookupError("it has no key; wandb login asks for one")
 
     def _settings(self) -> Any:
         known = getattr(self.wandb.Settings, "model_fields", self.SETTINGS)  # not every version has all of them
