@@ -1,7 +1,8 @@
 """Trees packed into the tensors of one forward pass.
 
 Shapes: B trees, C completions, N scored tokens (completions' first, then prompts'); flat: T tokens in one row;
-plain: R rows (one per completion) of L positions, padded on the right.
+plain: R rows (one per completion) of L positions, padded on the right; fork: B rows of P positions, padded on the left,
+then C rows of L positions, padded on the right.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.engine.layout import FlatLayout, TreeSpan
-from prefopt.trees import Completion, PromptTree
+from prefopt.engine.layout import FlatLayout, ForkLayout, TreeSpan
+from prefopt.trees import Completion, PromptTree, TokenIds
 
-Sharing = Literal["flat", "plain"]
-"""How completions share their prompt. flat: one row, tree attention. plain: every completion with its own
-prompt. (A third way, fork, continues completions from copies of the prompt's cache; it takes its place here.)"""
+Sharing = Literal["flat", "fork", "plain"]
+"""How completions share their prompt. flat: one row, tree attention. fork: every prompt once, and completions that continue from
+copies of its cache; for layers that pass more from token to token than attention does. plain: every completion with its own prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +27,13 @@ class TreeBatch:
 
     Attributes:
         trees: the examples themselves, for what methods read beside log-probabilities.
-        input_ids: [1, T] flat or [R, L] plain, int64.
-        layout: where the trees stand in the flat row; None: plain.
-        attention_mask: [R, L], 1 on tokens and 0 on padding; None: flat.
-        predict_from_N: position, in the flattened input, whose output predicts each scored token, int64.
+        input_ids: [1, T] flat, [R, L] plain, or the prompts of a forked batch, [B, P]; int64.
+        layout: where the trees stand in the flat row, or the completions of a forked batch; None: plain.
+        attention_mask: [R, L], 1 on tokens and 0 on padding, of a plain batch; else None.
+        predict_from_N: position, in the flattened input, whose output predicts each scored token, int64. Forked: in the
+            flattened prompts with the flattened completions after them.
         target_N: the scored tokens' ids, int64.
-        last_C: position, in the flattened input, of each completion's last token, int64.
+        last_C: position of each completion's last token, counted in the same way, int64.
         lengths_C: scored tokens of each completion, int64.
         prompt_lengths_B: scored tokens of each prompt, int64.
         num_completion_tokens: how many of the N belong to completions.
@@ -40,7 +42,7 @@ class TreeBatch:
 
     trees: tuple[PromptTree, ...]
     input_ids: Tensor
-    layout: FlatLayout | None
+    layout: FlatLayout | ForkLayout | None
     attention_mask: Tensor | None
     predict_from_N: Tensor
     target_N: Tensor
@@ -51,6 +53,11 @@ class TreeBatch:
     weight_B: Tensor
 
     @property
+    def sharing(self) -> Sharing:
+        """How it is packed."""
+        return "plain" if self.layout is None else "flat" if isinstance(self.layout, FlatLayout) else "fork"
+
+    @property
     def completions(self) -> tuple[Completion, ...]:
         """All completions, tree by tree, as the C of every tensor counts them."""
         return tuple(completion for tree in self.trees for completion in tree.completions)
@@ -58,7 +65,7 @@ class TreeBatch:
     @property
     def num_tokens(self) -> int:
         """Positions that the model computes, padding included."""
-        return self.input_ids.numel()
+        return self.input_ids.numel() + (self.layout.completion_ids_CL.numel() if isinstance(self.layout, ForkLayout) else 0)
 
     def as_pairs(self, values_C: Tensor) -> tuple[Tensor, Tensor]:
         """Values of chosen and of rejected, [B] each; only for trees of two completions."""
@@ -93,7 +100,7 @@ class TreeBatch:
 
 def cost(tree: PromptTree, sharing: Sharing) -> int:
     """Positions that a tree takes in a batch, before padding."""
-    return tree.num_tokens if sharing == "flat" else sum(len(tree.prompt_ids) + len(completion.ids) for completion in tree.completions)
+    return tree.num_tokens if sharing != "plain" else sum(len(tree.prompt_ids) + len(completion.ids) for completion in tree.completions)
 
 
 def pack(trees: Sequence[PromptTree], *, sharing: Sharing, device: torch.device | str = "cpu", pad_to_multiple: int = 1) -> TreeBatch:
@@ -101,11 +108,26 @@ def pack(trees: Sequence[PromptTree], *, sharing: Sharing, device: torch.device 
 
     Args:
         trees: at least one; their order is the order of B and C.
-        sharing: `flat` packs one row without padding, `plain` one padded row per completion.
+        sharing: `flat` packs one row without padding, `plain` one padded row per completion, `fork` padded rows of prompts and
+            of completions.
         device: where the tensors go.
         pad_to_multiple: plain only: the rows' length becomes a multiple of it.
     """
-    starts, input_ids, layout, attention_mask = _flat_row(trees) if sharing == "flat" else _plain_rows(trees, pad_to_multiple)
+
+    def tensor(values: list[int] | np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)
+
+    attention_mask: Tensor | None = None
+    layout: FlatLayout | ForkLayout | None = None
+    if sharing == "flat":
+        starts, input_ids, spans, positions = _flat_row(trees)
+        layout = FlatLayout(spans, tensor(positions))
+    elif sharing == "fork":
+        starts, input_ids, parts = _forked_rows(trees)
+        layout = ForkLayout(*map(tensor, parts))
+    else:
+        starts, input_ids, mask = _plain_rows(trees, pad_to_multiple)
+        attention_mask = tensor(mask)
     predict_from: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     lengths: list[int] = []
@@ -115,7 +137,7 @@ def pack(trees: Sequence[PromptTree], *, sharing: Sharing, device: torch.device 
         for completion, start in zip(tree.completions, branch_starts, strict=True):
             # Token k of a completion is predicted from token k − 1; the first from the end of the prompt in its own row.
             source = np.arange(start - 1, start - 1 + len(completion.ids))
-            source[0] = prompt_end if sharing == "flat" else start - 1
+            source[0] = start - 1 if sharing == "plain" else prompt_end
             scored = slice(None) if completion.scored is None else completion.scored
             predict_from.append(source[scored])
             targets.append(completion.ids[scored])
@@ -126,14 +148,11 @@ def pack(trees: Sequence[PromptTree], *, sharing: Sharing, device: torch.device 
         _add_prompt_tokens(tree, prompt_start, predict_from, targets) for tree, (prompt_start, _) in zip(trees, starts, strict=True)
     ]
 
-    def tensor(values: list[int] | np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)
-
     return TreeBatch(
         trees=tuple(trees),
         input_ids=tensor(input_ids),
-        layout=None if layout is None else FlatLayout(layout[0], tensor(layout[1])),
-        attention_mask=None if attention_mask is None else tensor(attention_mask),
+        layout=layout,
+        attention_mask=attention_mask,
         predict_from_N=tensor(np.concatenate(predict_from)),
         target_N=tensor(np.concatenate(targets)),
         last_C=tensor(last),
@@ -148,7 +167,7 @@ Starts = list[tuple[int, list[int]]]
 """Of each tree: where its prompt starts in the flattened input (plain: in its first row), and each completion."""
 
 
-def _flat_row(trees: Sequence[PromptTree]) -> tuple[Starts, np.ndarray, tuple[tuple[TreeSpan, ...], np.ndarray], None]:
+def _flat_row(trees: Sequence[PromptTree]) -> tuple[Starts, np.ndarray, tuple[TreeSpan, ...], np.ndarray]:
     starts: Starts = []
     spans: list[TreeSpan] = []
     parts: list[np.ndarray] = []
@@ -162,10 +181,10 @@ def _flat_row(trees: Sequence[PromptTree]) -> tuple[Starts, np.ndarray, tuple[tu
         parts += [tree.prompt_ids, *(completion.ids for completion in tree.completions)]
         positions += [np.arange(prompt), *(np.arange(prompt, prompt + length) for length in span.completions)]
         start = span.end
-    return starts, np.concatenate(parts)[None], (tuple(spans), np.concatenate(positions)), None
+    return starts, np.concatenate(parts)[None], tuple(spans), np.concatenate(positions)
 
 
-def _plain_rows(trees: Sequence[PromptTree], multiple: int) -> tuple[Starts, np.ndarray, None, np.ndarray]:
+def _plain_rows(trees: Sequence[PromptTree], multiple: int) -> tuple[Starts, np.ndarray, np.ndarray]:
     num_rows = sum(len(tree.completions) for tree in trees)
     width = -(-max(tree.longest for tree in trees) // multiple) * multiple
     input_ids = np.zeros((num_rows, width), dtype=np.int64)  # any id does for padding: it comes after all that is read
@@ -180,7 +199,31 @@ def _plain_rows(trees: Sequence[PromptTree], multiple: int) -> tuple[Starts, np.
             input_ids[row, :length] = np.concatenate([tree.prompt_ids, completion.ids])
             attention_mask[row, :length] = 1
             row += 1
-    return starts, input_ids, None, attention_mask
+    return starts, input_ids, attention_mask
+
+
+def _forked_rows(trees: Sequence[PromptTree]) -> tuple[Starts, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The prompts, and the four parts of a `ForkLayout`."""
+    prompts = [tree.prompt_ids for tree in trees]
+    completions = [completion.ids for tree in trees for completion in tree.completions]
+    prompt_ids, prompt_mask = _padded(prompts, on_the_left=True)
+    completion_ids, completion_mask = _padded(completions, on_the_left=False)
+    prompt_of = np.repeat(np.arange(len(trees)), [len(tree.completions) for tree in trees])
+    width, length = prompt_ids.shape[1], completion_ids.shape[1]
+    rows = iter(range(prompt_ids.size, prompt_ids.size + completion_ids.size, length))
+    starts = [((row + 1) * width - len(tree.prompt_ids), [next(rows) for _ in tree.completions]) for row, tree in enumerate(trees)]
+    return starts, prompt_ids, (prompt_mask, completion_ids, completion_mask, prompt_of)
+
+
+def _padded(rows: Sequence[TokenIds], *, on_the_left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one length, and 1 where their tokens stand."""
+    width = max(map(len, rows))
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for row, tokens in enumerate(rows):
+        place = slice(width - len(tokens), width) if on_the_left else slice(0, len(tokens))
+        ids[row, place], mask[row, place] = tokens, 1
+    return ids, mask
 
 
 def _add_prompt_tokens(tree: PromptTree, prompt_start: int, predict_from: list[np.ndarray], targets: list[np.ndarray]) -> int:

@@ -1,4 +1,4 @@
-"""Where the trees of a packed row stand, for the attention to read.
+"""Where the trees of a packed batch stand, for the attention and the cache to read.
 
 A flat row holds tree after tree; a tree holds its prompt, then its completions:
 
@@ -9,7 +9,10 @@ Position ids restart at every prompt, and at the prompt's length for every compl
 positions it would see alone. A completion attends to its prompt and to itself; a prompt to itself. The prompt
 and its first completion are one causal stretch; each further completion reads the prompt's keys again.
 
-Shapes: T tokens in the row, Q queries and K keys of a stretch.
+A forked batch holds the prompts as rows of their own, padded on the left, and the completions as rows that continue
+from copies of what the prompt left in the model's cache, padded on the right.
+
+Shapes: T tokens in the row, Q queries and K keys of a stretch; forked: B prompts of P positions, C completions of L.
 """
 
 from collections.abc import Callable, Iterator
@@ -153,6 +156,42 @@ class FlatLayout:
             max_queries=max(num_queries),
             max_keys=max(num_keys),
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForkLayout:
+    """Completions that continue from their prompts' cache.
+
+    Prompts end at the same position: what a recurrent layer carries on is then the state after a prompt's last token, and a
+    padded position before the first one leaves it at zero, where layers heed the mask. Whether a model's do is proved, as all else.
+
+    Attributes:
+        prompt_mask_BP: 1 on tokens and 0 on the padding before them, int64.
+        completion_ids_CL: the completions' tokens, int64.
+        completion_mask_CL: 1 on tokens and 0 on the padding after them, int64.
+        prompt_of_C: which prompt each completion continues, int64.
+    """
+
+    prompt_mask_BP: Tensor
+    completion_ids_CL: Tensor
+    completion_mask_CL: Tensor
+    prompt_of_C: Tensor
+
+    @property
+    def prompt_positions_BP(self) -> Tensor:  # noqa: N802  # a shape is part of the name
+        """Position of each prompt token in its own text; 0 on padding."""
+        return (self.prompt_mask_BP.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def completion_positions_CL(self) -> Tensor:  # noqa: N802
+        """Position of each completion token in its own prompt + completion; it goes on over the padding."""
+        lengths_C = self.prompt_mask_BP.sum(1)[self.prompt_of_C]
+        return lengths_C[:, None] + torch.arange(self.completion_ids_CL.shape[1], device=lengths_C.device)
+
+    @property
+    def seen_CK(self) -> Tensor:  # noqa: N802
+        """1 on every token of a completion's prompt and of itself, [C, P + L]."""
+        return torch.cat([self.prompt_mask_BP[self.prompt_of_C], self.completion_mask_CL], dim=1)
 
 
 def _offsets(lengths: list[int]) -> Tensor:

@@ -20,7 +20,9 @@ from transformers.utils import logging as hf_logging
 
 from prefopt.engine.attention import TREE_ATTENTION
 from prefopt.engine.batch import Sharing, TreeBatch
+from prefopt.engine.fork import forked_hidden
 from prefopt.engine.head import HeadShape, head_logps
+from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.engine.logps import TokenLogps
 from prefopt.errors import ModelError
 
@@ -63,6 +65,8 @@ class Policy(nn.Module):
 
     def use_path(self, path: EnginePath) -> None:
         """Run the model another way from now on."""
+        if path.sharing == "fork" and path.chunked_head is None:
+            raise ModelError("completions continue from a cache only where the head runs in chunks")
         if path.chunked_head is not None and (decoder_of(self.model) is None or plain_head_of(self.model) is None):
             raise ModelError(f"{type(self.model).__name__} has no decoder and linear head to run apart; use its own head")
         self.path = path
@@ -80,16 +84,12 @@ class Policy(nn.Module):
             batch: packed the way that `self.path.sharing` says.
             extras: also entropies and log Σπ² of the predicting distributions.
         """
-        if (batch.layout is None) != (self.path.sharing == "plain"):
-            raise ValueError(f"the batch is packed {'plain' if batch.layout is None else 'flat'}, the policy runs {self.path.sharing}")
-        if batch.layout is not None:
-            inputs = {"position_ids": batch.layout.position_ids_T[None], "tree_layout": batch.layout}
-        else:
-            inputs = {"attention_mask": batch.attention_mask}
+        if batch.sharing != self.path.sharing:
+            raise ValueError(f"the batch is packed {batch.sharing}, the policy runs {self.path.sharing}")
         if self.path.chunked_head is None:
-            logps_N, entropy_N, squares_N, hidden_TD = self._own_head(batch, inputs, extras)
+            logps_N, entropy_N, squares_N, hidden_TD = self._own_head(batch, extras)
         else:
-            logps_N, entropy_N, squares_N, hidden_TD = self._chunked_head(batch, inputs, self.path.chunked_head, extras)
+            logps_N, entropy_N, squares_N, hidden_TD = self._chunked_head(batch, self.path.chunked_head, extras)
         return TokenLogps(
             values_N=logps_N,
             lengths_C=batch.lengths_C,
@@ -100,25 +100,28 @@ class Policy(nn.Module):
             scalar_T=None if self.scalar_head is None else self._scalars(hidden_TD),
         )
 
-    def _chunked_head(
-        self, batch: TreeBatch, inputs: dict[str, object], shape: HeadShape, extras: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    def _chunked_head(self, batch: TreeBatch, shape: HeadShape, extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         decoder, head = decoder_of(self.model), plain_head_of(self.model)
         assert decoder is not None, "use_path checked it"
         assert head is not None, "use_path checked it"
-        hidden_TD = decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state.flatten(0, 1)
+        if isinstance(batch.layout, ForkLayout):
+            hidden_TD = forked_hidden(decoder, batch.input_ids, batch.layout)
+        else:
+            hidden_TD = decoder(input_ids=batch.input_ids, use_cache=False, **_inputs(batch)).last_hidden_state.flatten(0, 1)
         logps_N, entropy_N, squares_N = head_logps(
             hidden_TD[batch.predict_from_N], head.weight, head.bias, batch.target_N, shape, extras=extras
         )
         return logps_N, entropy_N, squares_N, hidden_TD
 
-    def _own_head(self, batch: TreeBatch, inputs: dict[str, object], extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    def _own_head(self, batch: TreeBatch, extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """The model's own head, on the columns of the input that predict something."""
         width = batch.input_ids.shape[1]
         row_N, column_N = batch.predict_from_N // width, batch.predict_from_N % width
         columns, kept_N = torch.unique(column_N, return_inverse=True)
         needs_hidden = self.scalar_head is not None
-        out = self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **inputs)
+        out = self.model(
+            input_ids=batch.input_ids, use_cache=False, logits_to_keep=columns, output_hidden_states=needs_hidden, **_inputs(batch)
+        )
         logits_NV = out.logits[row_N, kept_N if out.logits.shape[1] == len(columns) else column_N]
         all_logps_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
         logps_N = all_logps_NV.gather(-1, batch.target_N[:, None]).squeeze(-1)
@@ -155,10 +158,20 @@ class Policy(nn.Module):
             set_attention(self.model, TREE_ATTENTION if self.path.sharing == "flat" else None)
 
 
+def _inputs(batch: TreeBatch) -> dict[str, object]:
+    """What the model is told about a flat or plain batch beside its tokens."""
+    if isinstance(batch.layout, FlatLayout):
+        return {"position_ids": batch.layout.position_ids_T[None], "tree_layout": batch.layout}
+    return {"attention_mask": batch.attention_mask}
+
+
 def decoder_of(model: PreTrainedModel) -> nn.Module | None:
     """The part of a causal LM below its head; None where it cannot be told apart."""
-    decoder = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
-    return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+    for name in (model.base_model_prefix, "model"):  # llama4 names the prefix of another of its models
+        decoder = getattr(model, name, None) if name else None
+        if isinstance(decoder, nn.Module) and decoder is not model:
+            return decoder
+    return None
 
 
 def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:

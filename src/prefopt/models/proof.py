@@ -17,7 +17,7 @@ Shapes: T positions of the flattened input, D hidden size, N scored tokens.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -26,14 +26,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
+from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.errors import ModelError
 from prefopt.models.policy import EnginePath, Policy, decoder_of, on_device, plain_head_of, set_attention, transformers_logging_at
 from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
 
 NOISE_FACTOR = 8.0
 """How many times the noise of two plain runs still counts as equal: sharing changes the order of sums in every layer."""
+
+SHARED: dict[Sharing, str] = {"flat": "flat", "fork": "fork: completions continue from copies of the prompt's cache"}
+"""Ways of sharing, fastest first, and what is said of them."""
 
 LOUDEST = 100.0
 """How many times the floor it may become by that: a model that is noisier has more than arithmetic in its noise."""
@@ -70,35 +74,57 @@ def allowed(noise: float, floor: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A way of sharing prompts that was tried.
+
+    Attributes:
+        sharing: which.
+        found: its distance from plain, or why it could not run.
+        independence: the largest change of a branch's log-probability when another branch was changed, relative.
+    """
+
+    sharing: Sharing
+    found: Difference | str
+    independence: float
+
+    def holds(self, noise: Difference, floor: tuple[float, float]) -> bool:
+        """Whether it is the plain function."""
+        return (
+            isinstance(self.found, Difference) and self.found.within(noise, floor) and self.independence <= allowed(noise.logps, floor[0])
+        )
+
+    def failure(self) -> str:
+        """Why it is not taken."""
+        if isinstance(self.found, str):
+            return f"{self.sharing}: {self.found}"
+        return f"{self.sharing} moves log-probs by {self.found.logps:.0e} and gradients by {self.found.gradients:.0e}"
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What was found.
 
     Attributes:
         path: the fastest way that is right.
-        flat: distance of flat sharing from plain, or why it could not run.
-        independence: the largest change of a branch's log-probability when another branch was changed, relative.
+        trials: the ways of sharing that were tried, in order; where one holds it is the last.
         noise: distance of two plain runs that differ in padding only.
     """
 
     path: EnginePath
-    flat: Difference | str
-    independence: float
+    trials: tuple[Trial, ...]
     noise: Difference
 
     def sentence(self) -> str:
         """The result for people."""
         head = "the head runs in chunks" if self.path.chunked_head else "the model's own head runs on scored positions"
-        if self.path.sharing == "flat":
-            assert isinstance(self.flat, Difference)
-            return (
-                f"prompts are shared (flat): log-probs within {self.flat.logps:.0e}, gradients within {self.flat.gradients:.0e} of "
-                f"the plain forward; {head}"
-            )
-        if isinstance(self.flat, str):
-            return f"every completion runs with its own prompt (plain): {self.flat}; {head}"
+        if self.path.sharing == "plain":
+            reason = "; ".join(trial.failure() for trial in self.trials) or "asked for"
+            return f"every completion runs with its own prompt (plain; {reason}); {head}"
+        found = self.trials[-1].found
+        assert isinstance(found, Difference), "it holds"
         return (
-            f"every completion runs with its own prompt (plain): sharing moves log-probs by {self.flat.logps:.0e} and gradients by "
-            f"{self.flat.gradients:.0e} on this architecture; {head}"
+            f"prompts are shared ({SHARED[self.path.sharing]}): log-probs within {found.logps:.0e}, gradients within "
+            f"{found.gradients:.0e} of the plain forward; {head}"
         )
 
 
@@ -128,22 +154,37 @@ def prove(
     """
     exact = model.dtype in (torch.float32, torch.float64)
     twin = _twin(model, apart or model.device) if apart or not exact else None
-    proof = _prove(twin or model, max_length, sharing, None, EXACT)
+    ways = ways_to_try(model, sharing)
+    proof = _prove(twin or model, max_length, ways, None, EXACT)
     if apart and plain_head_of(model) is None:  # an adapter stands on it, which the twin does not have
         proof = replace(proof, path=EnginePath(proof.path.sharing, None))
     if not exact or autocast is not None:
         as_it_runs = on_device(twin, apart, model.dtype) if apart and twin else model
-        rough = _prove(as_it_runs, max_length, proof.path.sharing, autocast, ROUGH)
+        way = proof.path.sharing
+        rough = _prove(as_it_runs, max_length, () if way == "plain" else (way,), autocast, ROUGH)
         if apart and proof.path.chunked_head is None:
             rough = replace(rough, path=EnginePath(rough.path.sharing, None))
         if (rough.path.sharing, rough.path.chunked_head) != (proof.path.sharing, proof.path.chunked_head):
             proof = rough
-    if sharing == "flat" and proof.path.sharing != "flat":
-        raise ModelError(f"sharing: flat was asked for and is not right on {type(model).__name__}: {proof.sentence()}. Use sharing: auto.")
+    if sharing not in ("auto", proof.path.sharing):
+        raise ModelError(
+            f"sharing: {sharing} was asked for and is not right on {type(model).__name__}: {proof.sentence()}. Use sharing: auto."
+        )
     return proof
 
 
-def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torch.dtype | None, floor: tuple[float, float]) -> Proof:
+def ways_to_try(model: PreTrainedModel, sharing: str) -> tuple[Sharing, ...]:
+    """The ways of sharing that come into question, fastest first."""
+    ways: tuple[Sharing, ...] = tuple(way for way in SHARED if sharing in ("auto", way))
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        # Layers whose activations are computed again keep no cache: the library leaves it out without an error.
+        ways = tuple(way for way in ways if way != "fork")
+    return ways
+
+
+def _prove(
+    model: PreTrainedModel, max_length: int, ways: Sequence[Sharing], autocast: torch.dtype | None, floor: tuple[float, float]
+) -> Proof:
     forest = _forest(model.config, max_length)
     device = model.device
     with _frozen(model):
@@ -157,20 +198,13 @@ def _prove(model: PreTrainedModel, max_length: int, sharing: str, autocast: torc
             )
         noise = _difference(padded, base)
         _refuse_batch_dependence(model, base, forest, plain, autocast, allowed(noise.logps, floor[0]))
-        if sharing == "plain":
-            return Proof(plain, "asked for", 0.0, noise)
-        try:
-            flat_path = EnginePath("flat", head)
-            flat: Difference | str = _difference(_run(model, flat_path, pack(forest, sharing="flat", device=device), autocast), base)
-            independence = _independence(model, flat_path, forest, autocast)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, TypeError, RuntimeError, IndexError, ModelError) as error:
-            # Architectures fail here in ways of their own: an attention that drops keywords, a layer that wants a cache.
-            flat, independence = _first_sentence(error), float("nan")
-    if isinstance(flat, Difference) and flat.within(noise, floor) and independence <= allowed(noise.logps, floor[0]):
-        return Proof(flat_path, flat, independence, noise)
-    return Proof(plain, flat, independence, noise)
+        trials: list[Trial] = []
+        for way in ways:
+            path = EnginePath(way, head)
+            trials.append(_try(model, path, forest, base, autocast))
+            if trials[-1].holds(noise, floor):
+                return Proof(path, tuple(trials), noise)
+    return Proof(plain, tuple(trials), noise)
 
 
 def _twin(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -218,22 +252,41 @@ def _run(model: PreTrainedModel, path: EnginePath, batch: TreeBatch, autocast: t
         embedded.append(leaf)
         return leaf
 
+    num_calls = 2 if path.sharing == "fork" else 1  # of the embeddings; some models make further ones of their own
+
     handle = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
             logps = policy(batch)
         weights_N = torch.linspace(-1.0, 1.5, len(logps.values_N), device=logps.values_N.device, dtype=logps.values_N.dtype)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:1])
+            gradients = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:num_calls])
     finally:
         handle.remove()
-    return _Run(logps.values_N.detach(), _per_tree_token(gradient.flatten(0, 1), batch))
+    return _Run(logps.values_N.detach(), _per_tree_token(torch.cat([gradient.flatten(0, 1) for gradient in gradients]), batch))
+
+
+def _try(model: PreTrainedModel, path: EnginePath, forest: list[PromptTree], base: _Run, autocast: torch.dtype | None) -> Trial:
+    """One way of sharing against the plain run."""
+    try:
+        shared = _run(model, path, pack(forest, sharing=path.sharing, device=model.device), autocast)
+        return Trial(path.sharing, _difference(shared, base), _independence(model, path, forest, autocast))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # architectures fail here in ways of their own: an attention that drops keywords, a cache of another kind
+        return Trial(path.sharing, _first_sentence(error), float("nan"))
 
 
 def _per_tree_token(gradient_TD: Tensor, batch: TreeBatch) -> Tensor:
     """Gradients as the flat row orders tokens; in plain rows a prompt stands once per completion, and its parts add up."""
-    if batch.layout is not None:
+    if isinstance(batch.layout, FlatLayout):
         return gradient_TD
+    if isinstance(batch.layout, ForkLayout):
+        prompts, completions = gradient_TD.split([batch.input_ids.numel(), batch.layout.completion_ids_CL.numel()])
+        of_prompts = iter(prompts[batch.layout.prompt_mask_BP.flatten().bool()].split([len(tree.prompt_ids) for tree in batch.trees]))
+        lengths = [len(completion.ids) for completion in batch.completions]
+        of_completions = iter(completions[batch.layout.completion_mask_CL.flatten().bool()].split(lengths))
+        return torch.cat([part for tree in batch.trees for part in (next(of_prompts), *(next(of_completions) for _ in tree.completions))])
     width = batch.input_ids.shape[1]
     parts: list[Tensor] = []
     row = 0

@@ -57,7 +57,7 @@ class FrozenCopy:
     @torch.no_grad()
     def logps(self, batch: TreeBatch) -> TokenLogps:
         """The copy's log-probabilities. Another model may share prompts another way than the policy; tokens stand in the same order."""
-        if (batch.layout is None) != (self.policy.path.sharing == "plain"):
+        if batch.sharing != self.policy.path.sharing:
             batch = pack(batch.trees, sharing=self.policy.path.sharing, device=batch.input_ids.device)
         return self.policy(batch)
 

@@ -24,7 +24,7 @@ class ModelSettings(Settings):
         "auto", help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are always kept in float32."
     )
     gradient_checkpointing: bool = Setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.")
-    sharing: Literal["auto", "flat", "plain"] = Setting(
+    sharing: Literal["auto", "flat", "fork", "plain"] = Setting(
         "auto", help="How completions share their prompt; `auto` takes the fastest way that proves equal on this model."
     )
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")

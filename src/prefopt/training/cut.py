@@ -3,8 +3,8 @@
 Every process makes the same plan and takes its part. All get the same number of micro-batches (FSDP2 hangs on unequal
 numbers); where there is nothing left to do, a micro-batch repeats an example with weight zero.
 
-Flat rows are filled by size, largest first, into the emptiest row, which keeps rows even. Plain batches take examples
-of similar length, because the longest one sets the width of all.
+Flat rows are filled by size, largest first, into the emptiest row, which keeps rows even. Plain and forked batches take
+examples of similar length, because the longest one sets the width of all.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_p
         RunError: an example alone is larger than `max_tokens`.
     """
     check_fits(trees, max_tokens=max_tokens, sharing=sharing)
-    groups = _fill_rows(trees, max_tokens, num_processes) if sharing == "flat" else _similar_lengths(trees, max_tokens)
+    groups = _fill_rows(trees, max_tokens, num_processes) if sharing == "flat" else _similar_lengths(trees, max_tokens, sharing)
     groups.sort(key=lambda group: -sum(cost(trees[index], sharing) for index in group))
     plan: list[list[MicroBatch]] = [[] for _ in range(num_processes)]
     for place, group in enumerate(groups):
@@ -77,7 +77,7 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
 
 def needed_positions(tree: PromptTree, sharing: Sharing) -> int:
     """Positions of a micro-batch that holds this example alone."""
-    return tree.num_tokens if sharing == "flat" else len(tree.completions) * tree.longest
+    return Padded(sharing).with_tree(tree).num_positions if sharing != "flat" else tree.num_tokens
 
 
 def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int) -> list[list[int]]:
@@ -97,15 +97,50 @@ def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int)
         num_rows += max(1, num_rows // 50)
 
 
-def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int) -> list[list[int]]:
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """How much a plain or forked batch of some examples computes.
+
+    Attributes:
+        sharing: how it will be packed.
+        num_prompts, num_completions: of its examples.
+        prompt, completion: tokens of the longest one each.
+        longest: tokens of the longest prompt with completion.
+    """
+
+    sharing: Sharing
+    num_prompts: int = 0
+    num_completions: int = 0
+    prompt: int = 0
+    completion: int = 0
+    longest: int = 0
+
+    @property
+    def num_positions(self) -> int:
+        """Padding included."""
+        if self.sharing == "fork":
+            return self.num_prompts * self.prompt + self.num_completions * self.completion
+        return self.num_completions * self.longest
+
+    def with_tree(self, tree: PromptTree) -> "Padded":
+        """The same with one more example."""
+        return Padded(
+            self.sharing,
+            self.num_prompts + 1,
+            self.num_completions + len(tree.completions),
+            max(self.prompt, len(tree.prompt_ids)),
+            max(self.completion, *(len(completion.ids) for completion in tree.completions)),
+            max(self.longest, tree.longest),
+        )
+
+
+def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int, sharing: Sharing) -> list[list[int]]:
     groups: list[list[int]] = []
-    num_rows = 0
-    width = 0
+    size = Padded(sharing)
     for index in sorted(range(len(trees)), key=lambda index: (-trees[index].longest, index)):
-        branches = len(trees[index].completions)
-        if not groups or (num_rows + branches) * width > max_tokens:
+        size = size.with_tree(trees[index])
+        if not groups or size.num_positions > max_tokens:
             groups.append([])
-            num_rows, width = 0, trees[index].longest
+            size = Padded(sharing).with_tree(trees[index])
         groups[-1].append(index)
-        num_rows += branches
     return groups
