@@ -40,7 +40,7 @@ class Architecture:
     """What is tested of one architecture.
 
     Attributes:
-        way: how it must be run, as the proof has to find: `flat` or `plain`.
+        way: how it must be run, as the proof has to find: `flat`, `fork` or `plain`.
         head: `chunked` or `own`.
         remark: what the tiny model has of its kind, for the page.
         config: changes to the common tiny configuration.
@@ -133,7 +133,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture(remark="layers without positions", config={"no_rope_layers": [1, 0]}),
     "starcoder2": Architecture(remark="sliding window", config=SLIDING),
     "bamba": Architecture(
-        way="plain",
+        way="fork",
         remark="recurrence",
         config={
             "mamba_n_heads": 8,
@@ -145,31 +145,30 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attn_layer_indices": [1],
         },
     ),
-    "bloom": Architecture(way="plain", remark="ALiBi", config={"n_layer": 2, "n_head": 4}),
-    "falcon": Architecture(way="plain", remark="ALiBi", config={"alibi": True}),
-    "gptj": Architecture(way="plain", remark="does not take its attention from outside", config=GPT2_SIZES | {"rotary_dim": 4}),
+    "bloom": Architecture(way="fork", remark="ALiBi", config={"n_layer": 2, "n_head": 4}),
+    "falcon": Architecture(way="fork", remark="ALiBi", config={"alibi": True}),
+    "gptj": Architecture(way="fork", remark="does not take its attention from outside", config=GPT2_SIZES | {"rotary_dim": 4}),
     "lfm2": Architecture(
-        way="plain", remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+        way="fork", remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
     ),
     "llama4_text": Architecture(
-        way="plain",
-        head="own",
+        way="fork",
         remark="attention in chunks",
         config=HEAD_DIM | {"attention_chunk_size": WINDOW, "num_local_experts": 2, "intermediate_size_mlp": 64},
     ),
     "mamba": Architecture(way="plain", remark="recurrence", config={"state_size": 4}),
     "mamba2": Architecture(
-        way="plain",
+        way="fork",
         remark="recurrence",
         config=HEAD_DIM | {"num_heads": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8, "expand": 2},
     ),
-    "qwen3_5_text": Architecture(way="plain", remark="linear attention", config=HEAD_DIM | LINEAR_THEN_FULL),
+    "qwen3_5_text": Architecture(way="fork", remark="linear attention", config=HEAD_DIM | LINEAR_THEN_FULL),
     "qwen3_next": Architecture(
-        way="plain",
+        way="fork",
         remark="linear attention, mixture of experts",
         config=HEAD_DIM | LINEAR_THEN_FULL | FOUR_EXPERTS | {"shared_expert_intermediate_size": 16},
     ),
-    "stablelm": Architecture(way="plain", remark="passes no keywords on to its attention"),
+    "stablelm": Architecture(way="fork", remark="passes no keywords on to its attention"),
 }
 
 
@@ -333,7 +332,9 @@ neither. It shows what the proof finds, and how far the result is from the plain
 completion, one row each, without padding.
 
 - **flat**: a prompt is run once for all its completions, in one packed row without padding.
-- **plain**: every completion runs with its own prompt, in padded rows. Sharing would be wrong on these, mostly without an error.
+- **fork**: a prompt is run once, and its completions continue from copies of the model's cache, through which gradients flow back.
+  One row would be wrong on these, mostly without an error: their tokens learn more of each other than attention tells.
+- **plain**: every completion runs with its own prompt, in padded rows.
 - **chunked** head: the language-model head runs on scored positions in chunks; the full logits never exist.
   **own** head: the model's own head runs, on scored positions only.
 

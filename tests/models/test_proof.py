@@ -13,8 +13,10 @@ from prefopt.engine.attention import TREE_ATTENTION
 from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
 from prefopt.errors import ModelError
+from prefopt.models.load import checkpoint_activations
+from prefopt.models.forest import random_forest, spans_named
 from prefopt.models.policy import EnginePath, Policy, set_attention
-from prefopt.models.proof import EXACT, NOISE_FACTOR, Difference, Proof, _forest, allowed, prove, spans_named
+from prefopt.models.proof import EXACT, NOISE_FACTOR, Difference, Proof, Trial, allowed, prove
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,22 +31,46 @@ def _one_thread() -> Iterator[None]:
 def test_a_transformer_is_shared():
     proof = prove(tiny_model("qwen2"), max_length=64)
     assert proof.path == EnginePath("flat", HeadShape())
-    assert isinstance(proof.flat, Difference)
-    assert proof.flat.logps < 1e-6
-    assert proof.flat.gradients < 5e-6
-    assert proof.independence < 1e-6
+    (trial,) = proof.trials
+    assert isinstance(trial.found, Difference)
+    assert trial.found.logps < 1e-6
+    assert trial.found.gradients < 5e-6
+    assert trial.independence < 1e-6
     assert proof.sentence().startswith("prompts are shared (flat): log-probs within ")
     assert proof.sentence().endswith("of the plain forward; the head runs in chunks")
 
 
-@pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3_5_text", "qwen3_next", "bamba", "mamba", "llama4_text"])
-def test_what_passes_information_around_attention_is_not_shared(name: str):
+@pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3_5_text", "qwen3_next", "bamba", "llama4_text"])
+def test_what_passes_information_around_attention_goes_on_from_a_cache(name: str):
     proof = prove(tiny_model(name), max_length=64)
+    flat, fork = proof.trials
+    assert isinstance(flat.found, Difference)  # it ran, without an error, and was wrong
+    assert flat.found.gradients > 0.1
+    assert isinstance(fork.found, Difference)
+    assert fork.found.logps < 1e-6
+    assert fork.found.gradients < 5e-6
+    assert proof.path == EnginePath("fork", HeadShape())
+    assert proof.sentence().startswith(
+        "prompts are shared (fork: completions continue from copies of the prompt's cache): log-probs within "
+    )
+
+
+def test_a_recurrence_that_takes_no_masked_cache_is_not_shared():
+    proof = prove(tiny_model("mamba"), max_length=64)
     assert proof.path.sharing == "plain"
-    assert isinstance(proof.flat, Difference)  # it ran, without an error, and was wrong
-    assert proof.flat.gradients > 0.1
-    assert proof.sentence().startswith("every completion runs with its own prompt (plain): sharing moves log-probs by ")
-    assert " on this architecture; " in proof.sentence()
+    assert [trial.sharing for trial in proof.trials] == ["flat", "fork"]
+    assert proof.sentence().startswith("every completion runs with its own prompt (plain; flat moves log-probs by ")
+    assert "; fork: The size of tensor a" in proof.sentence()
+
+
+def test_recomputed_layers_keep_no_cache_to_go_on_from():
+    model = tiny_model("qwen3_5_text")
+    checkpoint_activations(model)
+    proof = prove(model, max_length=64)
+    assert proof.path.sharing == "plain"
+    assert [trial.sharing for trial in proof.trials] == ["flat"]
+    with pytest.raises(ModelError, match="sharing: fork was asked for and is not right on Qwen3_5ForCausalLM"):
+        prove(model, max_length=64, sharing="fork")
 
 
 @pytest.mark.parametrize(
@@ -56,9 +82,12 @@ def test_what_passes_information_around_attention_is_not_shared(name: str):
 )
 def test_what_cannot_be_shared_says_why(name: str, why: str):
     proof = prove(tiny_model(name), max_length=64)
-    assert proof.path.sharing == "plain"
-    assert proof.flat == why
-    assert proof.sentence() == f"every completion runs with its own prompt (plain): {why}; the head runs in chunks"
+    assert proof.trials[0].found == why
+    assert proof.path.sharing == "fork"
+    alone = prove(tiny_model(name), max_length=64, sharing="auto")
+    assert alone.path == proof.path
+    with pytest.raises(ModelError, match=f"sharing: flat was asked for and is not right on .*plain; flat: {why}; the head runs in chunks"):
+        prove(tiny_model(name), max_length=64, sharing="flat")
 
 
 def test_an_error_of_the_models_own_falls_back_to_plain():
@@ -70,7 +99,7 @@ def test_an_error_of_the_models_own_falls_back_to_plain():
 
     model.model.register_forward_pre_hook(fail_on_a_flat_row, with_kwargs=True)
     proof = prove(model, max_length=64)
-    assert (proof.path.sharing, proof.flat) == ("plain", "wants a cache")
+    assert (proof.path.sharing, proof.trials[0].found) == ("fork", "wants a cache")
 
 
 class RunningMean(nn.Module):
@@ -264,7 +293,7 @@ def test_a_model_in_use_can_be_proved_again():
 
 def test_the_same_model_gives_the_same_proof():
     first, second = (prove(tiny_model("qwen2"), max_length=64) for _ in range(2))
-    assert (first.path, first.flat, first.independence) == (second.path, second.flat, second.independence)
+    assert first == second
 
 
 # Windows
@@ -293,7 +322,7 @@ def test_a_count_of_layers_is_no_window():
 
 @pytest.mark.parametrize(("max_length", "crossed"), [(40, False), (41, True), (64, True)])
 def test_windows_are_crossed_only_where_rows_can_be_that_long(max_length: int, crossed: bool):
-    forest = _forest(tiny_model("llama4_text", attention_chunk_size=40).config, max_length)
+    forest = random_forest(tiny_model("llama4_text", attention_chunk_size=40).config, max_length)
     assert any(tree.longest > 40 for tree in forest) == crossed
     if crossed:  # once inside a completion, once inside a prompt
         beyond = [tree for tree in forest if tree.longest > 40]
@@ -301,7 +330,7 @@ def test_windows_are_crossed_only_where_rows_can_be_that_long(max_length: int, c
         assert all(len(tree.completions) > 1 for tree in beyond)
 
 
-@pytest.mark.parametrize(("max_length", "sharing"), [(40, "flat"), (64, "plain")])
+@pytest.mark.parametrize(("max_length", "sharing"), [(40, "flat"), (64, "fork")])
 def test_chunks_that_no_row_reaches_do_not_matter(max_length: int, sharing: str):
     assert prove(tiny_model("llama4_text", attention_chunk_size=40), max_length=max_length).path.sharing == sharing
 
@@ -312,7 +341,7 @@ def test_a_window_ignored_by_attention_is_seen(monkeypatch: pytest.MonkeyPatch):
     original = attention._per_tree
     monkeypatch.setattr(attention, "_per_tree", lambda *arguments: original(*arguments[:5], None, *arguments[6:]))
     assert prove(tiny_model("mistral", sliding_window=40), max_length=40).path.sharing == "flat"
-    assert prove(tiny_model("mistral", sliding_window=40), max_length=64).path.sharing == "plain"
+    assert prove(tiny_model("mistral", sliding_window=40), max_length=64).path.sharing == "fork"
 
 
 # What counts as equal
@@ -339,15 +368,17 @@ def test_nan_is_never_equal():
 
 
 def test_sentences():
-    flat = Proof(EnginePath("flat", None), Difference(2e-7, 3e-6), 0.0, Difference(1e-7, 1e-6))
+    noise = Difference(1e-7, 1e-6)
+    flat = Proof(EnginePath("flat", None), (Trial("flat", Difference(2e-7, 3e-6), 0.0),), noise)
     assert flat.sentence() == (
         "prompts are shared (flat): log-probs within 2e-07, gradients within 3e-06 of the plain forward; "
         "the model's own head runs on scored positions"
     )
-    plain = Proof(EnginePath("plain", HeadShape()), Difference(0.05, 0.5), 0.1, Difference(1e-7, 1e-6))
+    trials = (Trial("flat", Difference(0.05, 0.5), 0.1), Trial("fork", "it has no cache", nan))
+    plain = Proof(EnginePath("plain", HeadShape()), trials, noise)
     assert plain.sentence() == (
-        "every completion runs with its own prompt (plain): sharing moves log-probs by 5e-02 and gradients by 5e-01 "
-        "on this architecture; the head runs in chunks"
+        "every completion runs with its own prompt (plain; flat moves log-probs by 5e-02 and gradients by 5e-01; "
+        "fork: it has no cache); the head runs in chunks"
     )
 
 

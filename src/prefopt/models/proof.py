@@ -7,8 +7,8 @@ log-probabilities and gradients (with respect to the token embeddings, where eve
 independence: changing one branch must not move another. What counts as equal is measured, not assumed: two plain
 runs that differ in padding only show the arithmetic's own noise.
 
-The forest crosses every window and chunk length that the config names and rows of `max_length` can reach, because
-a window that is never exceeded would prove nothing. No list of blessed architectures decides.
+No list of blessed architectures decides. Where attention over one row does not hold, continuing from the prompt's cache is
+tried, which models have to get right in order to generate.
 
 A model whose log-probabilities depend on what else is in the batch cannot be trained on pairs at all: rotary embeddings
 that change for the whole batch when one row grows long (longrope, dynamic) do that. It is refused.
@@ -17,11 +17,10 @@ Shapes: T positions of the flattened input, D hidden size, N scored tokens.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -30,8 +29,9 @@ from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.errors import ModelError
+from prefopt.models.forest import NUM_SHORT_TREES, random_forest, spans_named
 from prefopt.models.policy import EnginePath, Policy, decoder_of, on_device, plain_head_of, set_attention, transformers_logging_at
-from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
+from prefopt.trees import Completion, PromptTree, token_ids
 
 NOISE_FACTOR = 8.0
 """How many times the noise of two plain runs still counts as equal: sharing changes the order of sums in every layer."""
@@ -45,12 +45,6 @@ LOUDEST = 100.0
 EXACT = (1e-5, 5e-5)
 """Relative differences of log-probabilities and of gradients below which two float32 runs are equal however quiet the
 noise. Right architectures stay below 1e-6; the quietest wrong one seen (lfm2) moves gradients by 3e-4."""
-
-SPAN_WORDS = ("window", "chunk", "original_max_position")
-"""Parts of the names under which configs hold lengths beyond which a token's view of the row changes."""
-
-NUM_SHORT_TREES = 3
-"""Trees of the forest that cross no such length."""
 
 ROUGH = (3e-2, 1.5e-1)
 """The same for a second look in half precision, which catches a kernel that is wrong, not a subtle architecture."""
@@ -176,16 +170,15 @@ def prove(
 def ways_to_try(model: PreTrainedModel, sharing: str) -> tuple[Sharing, ...]:
     """The ways of sharing that come into question, fastest first."""
     ways: tuple[Sharing, ...] = tuple(way for way in SHARED if sharing in ("auto", way))
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        # Layers whose activations are computed again keep no cache: the library leaves it out without an error.
-        ways = tuple(way for way in ways if way != "fork")
-    return ways
+    # Layers whose activations are computed again keep no cache: the library leaves it out without an error.
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return tuple(way for way in ways if way != "fork") if recomputes or plain_head_of(model) is None else ways
 
 
 def _prove(
     model: PreTrainedModel, max_length: int, ways: Sequence[Sharing], autocast: torch.dtype | None, floor: tuple[float, float]
 ) -> Proof:
-    forest = _forest(model.config, max_length)
+    forest = random_forest(model.config, max_length)
     device = model.device
     with _frozen(model):
         head = _prove_head(model, forest, autocast, floor[0])
@@ -354,39 +347,6 @@ def _named_head_shape(config: PretrainedConfig) -> HeadShape:
     scale = getattr(text, "logit_scale", None) or 1.0
     divisor = getattr(text, "logits_scaling", None) or 1.0
     return HeadShape(scale=float(scale) / float(divisor), soft_cap=getattr(text, "final_logit_softcapping", None))
-
-
-def _forest(config: PretrainedConfig, max_length: int) -> list[PromptTree]:
-    """Random trees: short ones of two and three branches, one without a shared prompt, and one across each window or chunk."""
-    text = config.get_text_config()
-    generator = np.random.default_rng(20230529)  # the DPO paper's date; any number does
-
-    def draw(length: int) -> TokenIds:
-        return token_ids(generator.integers(0, text.vocab_size, length).tolist())
-
-    def tree(prompt: int, *completions: int) -> PromptTree:
-        return PromptTree(draw(prompt), tuple(Completion(draw(length)) for length in completions))
-
-    forest = [tree(11, 5, 8), tree(4, 3, 7, 2), tree(1, 6)]
-    assert len(forest) == NUM_SHORT_TREES
-    for span in sorted(spans_named(config)):
-        if span < max_length:
-            # The edge falls inside the prompt for one branch's tokens, and inside the branch for the other's.
-            forest += [tree(span - span // 4, span // 4 + 5, 4), tree(span + 3, 3, 6)]
-    return forest
-
-
-def spans_named(config: PretrainedConfig) -> set[int]:
-    """Window and chunk lengths, and lengths from which on rotary embeddings change, that a config names."""
-
-    def found(values: Mapping[str, object]) -> Iterator[int]:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                yield from found(value)
-            elif isinstance(value, int) and value > 1 and any(word in name for word in SPAN_WORDS) and "layers" not in name:
-                yield value
-
-    return set(found(config.get_text_config().to_dict()))
 
 
 @contextmanager
