@@ -257,6 +257,8 @@ def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Pa
     assert note is not None
     assert note.startswith(f"note: memory may run out: the run may need {size(total)} (")
     assert "activations of 1,200 positions" in note
+    mixed = [*trees(19, 10), *trees(1, 500)]  # the longest example has a micro-batch to itself
+    assert "activations of 1,500 positions" in (checked(model, 10**5, batch_size=1).note(mixed, "flat") or "")
     assert "activations of 800 positions" in (checked(model, 10**5, batch_size=8).note(trees(20, 25), "plain") or "")
     assert "activations of 600 positions" in (checked(model, 10**5, batch_size=8, processes=2).note(trees(20, 50), "flat") or "")
 

@@ -18,8 +18,9 @@ from prefopt.methods.dpo import DPO, DPOSettings
 from prefopt.methods.method import LossOutput, Method, Term
 from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.folder import RunFolder
-from prefopt.training.loop import Best, Course, NotFinite
+from prefopt.training.loop import Asked, Best, Course
 from prefopt.training.narrator import Quiet
+from prefopt.training.not_finite import NotFinite
 from prefopt.training.order import DataOrder
 from prefopt.training.run import train
 from prefopt.training.settings import RunSettings
@@ -205,7 +206,7 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best():
         evaluate=None,
         save=lambda course: None,
         record=lambda row: None,
-        stopping=lambda: False,
+        asked=Asked,
     )
     assert not course.compare({"eval/loss": math.nan})
     assert course.best is None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.training.watching.watch import Finding
+from prefopt.training.watching.watched import Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from prefopt.disk import flush
+from prefopt.disk import flush, remove
 from prefopt.errors import RunError
 from prefopt.methods.method import State
+from prefopt.training.folder import folder_gone
 from prefopt.training.processes import ALONE, Processes
 from prefopt.training.sharding import SharedFile, gathered, like, put
 
@@ -62,6 +63,7 @@ class Checkpoints:
         facts: Mapping[str, Any],
         *,
         best_step: int | None = None,
+        keep_older: bool = False,
         processes: Processes = ALONE,
     ) -> Path:
         """Write a checkpoint, then remove those that are too old. All processes take part; the main one writes.
@@ -72,6 +74,7 @@ class Checkpoints:
             progress: where the run stands.
             facts: JSON values that `newest_state` hands back: settings, data fingerprint.
             best_step: the checkpoint of that step stays, however old.
+            keep_older: all others stay too.
             processes: of the run; what they hold in parts is put together.
 
         Raises:
@@ -83,7 +86,8 @@ class Checkpoints:
         if processes.is_main:
             with processes.writing():
                 self._write(final, weights, moments, progress, facts)
-                self._remove_old(final, best_step)
+                if not keep_older:
+                    self._remove_old(final, best_step)
         return final
 
     def _write(
@@ -91,7 +95,7 @@ class Checkpoints:
     ) -> None:
         draft = self.folder / f".{final.name}.{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # without its parents: where they are gone, a new folder would hide that
             self._remove_drafts()
             draft.mkdir()
             save_file(dict(weights), draft / "policy.safetensors")
@@ -110,6 +114,8 @@ class Checkpoints:
                 self._remove(later)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
+            if not self.folder.parent.exists():
+                raise folder_gone(final, self.folder.parent) from None
             next_step = "go on with --resume: earlier checkpoints are untouched" if self.all() else "start anew with --overwrite"
             raise RunError(f"cannot write the checkpoint {final}: {error}. Make room and {next_step}.") from None
 
@@ -119,21 +125,24 @@ class Checkpoints:
             if best_step is None or old != self.at(best_step):
                 self._remove(old)
 
-    def tidy(self, newest: Path, best_step: int | None = None) -> None:
+    def tidy(self, newest: Path, best_step: int | None = None, *, keep_older: bool = False) -> None:
         """Finish what a killed process began: remove drafts, and those that are too old beside the newest whole one."""
         self._remove_drafts()
-        self._remove_old(newest, best_step)
+        if not keep_older:
+            self._remove_old(newest, best_step)
 
     def _remove(self, old: Path) -> None:
         """It goes by one rename: a kill in the middle of deleting must not leave half of one under its name."""
         going = self.folder / f".{old.name}.old"
         with suppress(OSError):
             old.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+        with suppress(OSError):
+            remove(going)
 
     def _remove_drafts(self) -> None:
         for left in self.folder.glob(".step-*"):  # by a process that was killed while writing or removing
-            shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):
+                remove(left)
 
     def at(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""

@@ -3,15 +3,13 @@
 import errno
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefopt.config import to_yaml
-from prefopt.disk import flush
+from prefopt.disk import draft_of, flush, old_of, remove, write_whole
 from prefopt.errors import ConfigError, RunError
 from prefopt.report.files import RunFiles, read_lines
 from prefopt.training.lock import Lock
@@ -45,15 +43,10 @@ class RunFolder:
     @property
     def drafts(self) -> tuple[Path, ...]:
         """What is being written, or removed, and has another name until that is done; a process that is killed leaves it behind."""
-        old = (_going(self.files.checkpoints), _going(self.files.model))
-        return (*map(_draft_of, (*self.files.single, self.files.model)), *old)
+        old = (old_of(self.files.checkpoints), old_of(self.files.model))
+        return (*map(draft_of, (*self.files.single, self.files.model)), *old)
 
-    @property
-    def lock(self) -> Path:
-        """The file whose lock a run holds."""
-        return self.path / ".lock"
-
-    def prepare(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> Lock:
+    def prepare(self, *, resume: bool, overwrite: bool, models: Iterable[str] = ()) -> Lock:
         """Make it and take its lock, where `check` finds that it can take a run; what it holds stays until `clear`.
 
         Raises:
@@ -63,7 +56,7 @@ class RunFolder:
             if not self.path.is_dir():
                 self.check(resume=resume, overwrite=overwrite, models=models)
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = Lock(self.lock)
+            lock = Lock(self.files.lock)
         except OSError as error:
             raise self._cannot_make(error) from None
         try:
@@ -73,7 +66,7 @@ class RunFolder:
             raise
         return lock
 
-    def check(self, *, resume: bool, overwrite: bool, models: Iterable[str | None] = ()) -> None:
+    def check(self, *, resume: bool, overwrite: bool, models: Iterable[str] = ()) -> None:
         """Whether it can take a run.
 
         Args:
@@ -92,10 +85,8 @@ class RunFolder:
                 raise RunError(f"{self.path} is a file. Give a folder as out.")
             if resume:
                 self._check_resume()
-            elif self.path.is_dir():
-                in_no_way = {self.lock, *self.drafts, self.files.dropped, self.files.dropped_held_out}
-                if any(path not in in_no_way for path in self.path.iterdir()):
-                    self._check_overwrite(overwrite, models)
+            elif self.path.is_dir() and any(path not in (self.files.lock, *self.drafts) for path in self.path.iterdir()):
+                self._check_overwrite(overwrite, models)
         except OSError as error:
             raise self._cannot_make(error) from None
 
@@ -108,7 +99,7 @@ class RunFolder:
         anew = "with --overwrite in place of --resume" if self.files.config.is_file() else "without --resume"
         raise RunError(f"there is nothing to resume in {self.path}: no checkpoint was saved. Start the run anew, {anew}.")
 
-    def _check_overwrite(self, overwrite: bool, models: Iterable[str | None]) -> None:
+    def _check_overwrite(self, overwrite: bool, models: Iterable[str]) -> None:
         if not overwrite:
             raise RunError(
                 f"{self.path} is not empty. Give another folder as out, --resume to go on with its run, or --overwrite to replace it."
@@ -117,13 +108,13 @@ class RunFolder:
             raise RunError(
                 f"{self.path} holds files and no run of prefopt (no config.yaml), so --overwrite does not delete it. Give another folder."
             )
-        for name in filter(None, models):
-            if Path(name).exists() and Path(name).resolve().is_relative_to(self.path.resolve()):
+        for name in models:
+            if (place := Path(name).expanduser()).exists() and place.resolve().is_relative_to(self.path.resolve()):
                 raise RunError(
                     f"{name} lies in {self.path}, and --overwrite would delete it before it is trained. Give another folder as out."
                 )
 
-    def clear(self, *, keep: Iterable[Path] = ()) -> None:
+    def clear(self) -> None:
         """Delete what an earlier run left, and nothing else.
 
         Raises:
@@ -132,12 +123,12 @@ class RunFolder:
         try:
             self._remove(self.drafts)
             for path in (self.files.checkpoints, self.files.model):
-                if path.exists():  # in one move: half of a checkpoint or model must not stand there after a kill
-                    path.rename(_going(path))
-                    self._remove([_going(path)])
+                if path.exists() or path.is_symlink():  # in one move: half of a checkpoint or model must not stand there after a kill
+                    path.rename(old_of(path))
+                    self._remove([old_of(path)])
             self._remove(self.files.reported)
             # The config waits for `write_config`: a folder without it may not be overwritten, and a kill may come in between.
-            self._remove(path for path in self.files.single if path not in (self.files.config, *keep))
+            self._remove(path for path in self.files.single if path != self.files.config)
         except OSError as error:
             raise RunError(f"cannot delete the run in {self.path}: {error}. Delete it by hand, or give another folder as out.") from None
 
@@ -147,15 +138,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        self._write_whole(self.files.config, to_yaml(values))
-
-    def write_text(self, path: Path, text: str) -> None:
-        """One of its files, as a whole.
-
-        Raises:
-            RunError: it cannot be written; what it held is as it was.
-        """
-        self._write_whole(path, text)
+        self.write_text(self.files.config, to_yaml(values))
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """One of its files that hold one object.
@@ -163,7 +146,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        self._write_whole(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
+        self.write_text(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
 
     def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """One of its files that hold an object per line, as a whole.
@@ -171,7 +154,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written; what it held is as it was.
         """
-        self._write_whole(path, "".join(_line(row) for row in rows))
+        self.write_text(path, "".join(_line(row) for row in rows))
 
     def add_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """More lines at the end of such a file.
@@ -210,7 +193,7 @@ class RunFolder:
         """
         damaged: dict[str, int] = {}
         try:
-            self._remove(map(_draft_of, self.files.single))
+            self._remove(map(draft_of, self.files.single))
             self._remove([self.files.bad_batch, self.files.summary])  # the step is taken again, and the end comes again
             for path in (self.files.metrics, self.files.samples, self.files.watch):
                 if path.is_file():
@@ -224,19 +207,20 @@ class RunFolder:
             raise self._cannot_write(self.path, error) from None
         return damaged
 
-    def _write_whole(self, path: Path, text: str) -> None:
-        """The file appears whole or not at all."""
-        draft = _draft_of(path)
+    def write_text(self, path: Path, text: str) -> None:
+        """One of its files. It appears whole or not at all.
+
+        Raises:
+            RunError: it cannot be written; what it held is as it was.
+        """
         try:
-            draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
-            flush(draft)  # some disks say only now that they are full
-            draft.replace(path)
+            write_whole(path, text)
         except OSError as error:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
             raise self._cannot_write(path, error) from None
 
     def _cannot_write(self, path: Path, error: OSError) -> RunError:
+        if not self.path.is_dir():
+            return folder_gone(path, self.path)
         first = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "See to it that it can be written"
         then = "go on with --resume from the last checkpoint" if self.has_checkpoint else "start anew with --overwrite"
         return RunError(f"cannot write {path}: {error.strerror}. {first}, and {then}.")
@@ -244,10 +228,15 @@ class RunFolder:
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:
         for path in paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def folder_gone(path: Path, run: Path) -> RunError:
+    """What is said where a file of a run cannot be written because the run's folder is not there any more."""
+    return RunError(
+        f"cannot write {path}: the folder of the run, {run}, is gone: it was removed or moved while the run went, with all checkpoints in "
+        "it. Move it back and go on with --resume, or start anew with the same command."
+    )
 
 
 def plain(value: Any) -> Any:
@@ -263,13 +252,3 @@ def plain(value: Any) -> Any:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), ensure_ascii=False) + "\n"
-
-
-def _draft_of(path: Path) -> Path:
-    """Where a file or folder is written, before it appears under its name."""
-    return path.with_name(f".{path.name}.new")
-
-
-def _going(path: Path) -> Path:
-    """Where a folder is removed, after it has gone from under its name."""
-    return path.with_name(f".{path.name}.old")

@@ -232,7 +232,8 @@ class Lifeline:
             threading.Thread(target=abort_collectives, name="prefopt-abort", daemon=True).start()
         if self._left.wait(LEAVE_S):
             return
-        if not self.writing.acquire(timeout=SAVE_S) or self._left.wait(1.0):
+        self.writing.acquire(timeout=SAVE_S)  # not got: whatever is written then hangs too
+        if self._left.wait(1.0):
             return
         error = self._error(end)
         with suppress(Exception):

@@ -162,7 +162,8 @@ class Helper:
             return
         for message in messages:
             if line.rank is None:
-                self._welcome(line, message)
+                if not self._welcome(line, message):
+                    return
             elif message.get("say") == "done":
                 self.done.add(line.rank)
             elif message.get("say") == "end":
@@ -170,14 +171,15 @@ class Helper:
             elif message.get("say") in ("gone", "frozen", "failed"):
                 self._end({"say": "end", "rank": line.rank, "why": message["say"], "text": message.get("text", "")})
 
-    def _welcome(self, guest: Line, message: Message) -> None:
-        self.guests.remove(guest)
+    def _welcome(self, guest: Line, message: Message) -> bool:
+        """Whether a guest belongs here; one that does not is hung up on, whatever else it says."""
         if message.get("token") != self.token:
-            self.selector.unregister(guest.end)
-            guest.close()
-            return
+            self._drop(guest)
+            return False
+        self.guests.remove(guest)
         guest.rank = int(message["rank"])
         self.others[guest.rank] = guest
+        return True
 
     def _drop(self, line: Line) -> None:
         self.selector.unregister(line.end)

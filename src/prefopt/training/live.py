@@ -8,7 +8,8 @@
       → what to change
 
 It is as wide as the terminal at that moment: where there is little room, numbers lose decimals, then the least important
-columns go. What does not fit below one another goes too, the older words first.
+columns go. What does not fit below one another goes too, the older words first; whoever shows the view says them in full
+when it ends.
 """
 
 import time
@@ -64,6 +65,11 @@ class View:
         """Another word of the watch; returns the one that makes room for it."""
         self.findings.append(finding)
         return self.findings.pop(0) if len(self.findings) > NUM_FINDINGS else None
+
+    def take_findings(self) -> list[Finding]:
+        """What it still shows of the watch's words, oldest first; it shows none of them from here on."""
+        taken, self.findings = self.findings, []
+        return taken
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(NARROWEST, options.max_width) - len(self.margin) - 1

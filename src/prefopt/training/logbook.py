@@ -5,6 +5,7 @@ The main process keeps the book; the others only remember the rows.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,8 @@ from prefopt.training.callbacks import Callback, RunStart
 from prefopt.training.folder import RunFolder
 from prefopt.training.lock import Lock
 from prefopt.training.narrator import Narrator
-from prefopt.training.watching.watch import Finding, Watch, WatchedRun
+from prefopt.training.watching.watch import Watch
+from prefopt.training.watching.watched import WatchedRun
 
 
 class Logbook:
@@ -38,7 +40,10 @@ class Logbook:
         self.rows: list[dict[str, float]] = []
         self.num_steps = 0
         self.watch: Watch | None = None
-        self.is_open = self.has_failed = False
+        self.is_open = self.is_told = False
+        """Whether the folder is this run's; whether the run ends in an error that says what its user needs to know."""
+        self.started = ""
+        """When the run began, before whatever interrupted it."""
         self.lock: Lock | None = None
         """Keeps other runs out of the folder; on the main process, from the time that the folder was found fit."""
 
@@ -49,6 +54,9 @@ class Logbook:
         if not self.is_main:
             return
         self.is_open = True
+        self.started = _now()
+        if start.step:
+            self.started = str((read_json(self.folder.files.status) or {}).get("started", self.started))
         self.folder.write_json(self.folder.files.manifest, manifest)
         self.status("running")
         for callback in self.callbacks:
@@ -105,19 +113,20 @@ class Logbook:
                 self.folder.write_text(self.folder.files.card, model_card(self.folder.path))
             if report:
                 self.narrator.say(f"report: {write_report(self.folder.path)}")
-        except PrefoptError as error:
-            if not self.has_failed:  # a disk that is full is told of once
-                self.narrator.say(f"note: {error}")
+        except Exception as error:  # a bug in a page, too, must not hide why a run failed, nor make a finished one a failed one
+            if not self.is_told:  # a disk that is full is told of once
+                what = "" if isinstance(error, PrefoptError) else f"the pages about the run cannot be made: {type(error).__name__}: "
+                self.narrator.say(f"note: {what}{error}")
 
     def failed(self, error: BaseException, *, stopped: bool) -> None:
         """The run ends in an error. A second one while that is noted must not hide it."""
         if not self.is_open:
             return
-        self.has_failed = isinstance(error, PrefoptError) and not stopped
+        self.is_told = isinstance(error, PrefoptError) and not stopped
         try:
             self.status("stopped" if stopped else "failed", str(error) or type(error).__name__)
         except PrefoptError as another:
-            if not self.has_failed:
+            if not self.is_told:
                 self.narrator.say(f"note: {another}")
         for callback in self.callbacks:
             try:
@@ -133,33 +142,23 @@ class Logbook:
 
     def status(self, state: str, message: str = "") -> None:
         """Where the run stands, in `status.json`."""
-        before = read_json(self.folder.files.status) or {}
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        started = before.get("started", now) if self.rows else now
         step = int(self.rows[-1].get("step", 0)) if self.rows else 0
-        values = {"state": state, "step": step, "num_steps": self.num_steps, "pid": os.getpid(), "started": started, "updated": now}
-        self.folder.write_json(self.folder.files.status, values | {"message": message})
+        times = {"started": self.started, "updated": _now()}
+        values = {"state": state, "step": step, "num_steps": self.num_steps, "pid": os.getpid(), **times, "message": message}
+        self.folder.write_json(self.folder.files.status, values)
 
     def _look(self) -> None:
         if self.watch is None:
             return
         for finding in self.watch.look(self.rows):
-            self.folder.add_lines(self.folder.files.watch, [finding_line(finding)])
+            self.folder.add_lines(self.folder.files.watch, [asdict(finding)])
             self.narrator.finding(finding)
             for callback in self.callbacks:
                 callback.on_finding(finding)
 
 
-def finding_line(finding: Finding) -> dict[str, Any]:
-    """A line of `watch.jsonl`."""
-    return {
-        "rule": finding.rule,
-        "step": finding.step,
-        "severity": finding.severity,
-        "what": finding.what,
-        "do": finding.do,
-        "values": dict(finding.values),
-    }
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from prefopt.errors import RunError
 from prefopt.methods.method import Method
 from prefopt.models.load import choose_precision, locate
 from prefopt.models.settings import ModelSettings
-from prefopt.training.assemble import reference_settings
+from prefopt.training.assemble import as_reference, reference_settings
 from prefopt.training.available import Available, available_memory
 from prefopt.training.processes import Processes
 from prefopt.training.settings import RunSettings
@@ -130,8 +130,9 @@ class MemoryCheck:
             trees: examples of the run.
             sharing: how completions share their prompt.
         """
-        step = sum(cost(tree, sharing) for tree in trees) / max(1, len(trees)) * self.settings.batch_size
-        positions = min(self.settings.max_tokens, math.ceil(step / self.processes))
+        costs = [cost(tree, sharing) for tree in trees]
+        step = sum(costs) / len(costs) * min(self.settings.batch_size, len(trees))
+        positions = min(self.settings.max_tokens, max(*costs, math.ceil(step / self.processes)))
         if MARGIN * self.estimate(positions, exact=False).total <= self.available.num_bytes:
             return None
         estimate = self.estimate(positions)
@@ -292,8 +293,7 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
     if not method.needs.reference or reference.reference_cache:
         return 0
     if reference.reference is not None:
-        other = settings.model_copy(update={"model": reference.reference, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
-        found = _skeleton(other, device, method, exact=False)
+        found = _skeleton(as_reference(settings, reference.reference), device, method, exact=False)
         per_weight = choose_precision(settings.precision, device, adapter=trains_adapter(settings)).weights.itemsize
         return found.frozen_bytes + per_weight * found.num_trained
     if settings.lora_rank:  # the policy with its new adapter switched off

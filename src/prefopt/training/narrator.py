@@ -13,8 +13,6 @@ from prefopt.training.outlet import Outlet
 from prefopt.training.shown import Pace, clock, figures
 from prefopt.training.watching.watched import Finding
 
-__all__ = ["Narrator", "Quiet", "Terminal", "Ticker", "clock", "console_on", "figures"]
-
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What terminals take for orders. Texts of data and models are shown, and must not give any."""
 
@@ -73,7 +71,7 @@ class Terminal:
         self.console.print(line.translate(CONTROL), markup=False, soft_wrap=not self.console.is_interactive)
 
     def finding(self, finding: Finding) -> None:
-        """What the watch has found: the newest stay below the live view's figures."""
+        """What the watch has found: the newest stay below the live view's figures, and follow in full when it ends."""
         if self.live is None:
             self._say_finding(finding)
         elif displaced := self.live.view.find(finding):
@@ -86,13 +84,19 @@ class Terminal:
             yield _Lines(self, what, total, done)
             return
         live = SteadyLive(View(what, total, done), self.console)
+        held: list[Finding] = []
         try:
             with live:
                 self.live = live
-                yield live.view
+                try:
+                    yield live.view
+                finally:
+                    held = live.view.take_findings()
         finally:  # an interruption may fall into the end of the view too
             self.live = None
             self.console.show_cursor(True)
+            for finding in held:  # the view had room for a part of it at best, and nothing for its step
+                self._say_finding(finding)
 
     def _say_finding(self, finding: Finding) -> None:
         self.say(f"step {finding.step}, {finding.severity}: {finding.what}\n  {finding.do}")

@@ -17,7 +17,7 @@ class DataOrder:
 
     Attributes:
         num_examples: size of the data.
-        batch_size: examples of an optimizer step.
+        batch_size: examples of an optimizer step, at most all there are.
         seed: of the orders.
         epochs: passes over the data; may be a fraction.
         max_steps: steps in place of epochs.
@@ -28,6 +28,10 @@ class DataOrder:
     seed: int
     epochs: float = 1.0
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_examples:  # each epoch that a step touches costs time and memory
+            raise ValueError(f"a step of {self.batch_size} examples is more than the {self.num_examples} that there are")
 
     @property
     def num_steps(self) -> int:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import prefopt
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
 from prefopt.models.policy import EnginePath
+from prefopt.models.reference import CachedReference
 from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.environment import differences
-from prefopt.training.processes import ALONE, Processes
+from prefopt.training.processes import Processes
+from prefopt.training.references import SAME_FUNCTION
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import weights_sample
 
 FREE = (
     "out",
@@ -24,6 +24,7 @@ FREE = (
     "early_stop",
     "samples",
     "sample_tokens",
+    "save_every_minutes",
     "save_every_steps",
     "keep_checkpoints",
     "keep_best",
@@ -60,22 +61,20 @@ def fixed_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
     return {name: value for name, value in config_values(method, settings).items() if name not in (*FREE, *ELSEWHERE)}
 
 
-def facts_to_agree_on(method: Method, settings: RunSettings, model: nn.Module, data: str, path: EnginePath) -> dict[str, str]:
-    """What must be the same on all processes, by name. Paths may differ: what lies there must not."""
+def facts_to_agree_on(method: Method, settings: RunSettings, model: str, data: str, path: EnginePath) -> dict[str, str]:
+    """What must be the same on all processes, by name; `model` and `data` are digests. Paths may differ: what lies there must not."""
     values = {name: str(value) for name, value in config_values(method, settings).items() if name not in PATHS}
     versions = {"prefopt": prefopt.__version__, "torch": torch.__version__}
     return {
         **{f"the version of {name}": version for name, version in versions.items()},
         **{f"the setting {name}": value for name, value in values.items()},
         "the data": data,
-        "the model": weights_sample(model),
+        "the model": model,
         "the way to run the model": str(path),
     }
 
 
-def find_checkpoint(
-    checkpoints: Checkpoints, method: Method, settings: RunSettings, processes: Processes = ALONE
-) -> tuple[Path, dict[str, Any]]:
+def find_checkpoint(checkpoints: Checkpoints, method: Method, settings: RunSettings, processes: Processes) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint, of a run with these settings. The main process looks for it, and tells the others.
 
     Raises:
@@ -102,6 +101,7 @@ def start_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "data": manifest["data"]["fingerprint"],
         "eval_data": manifest["data"].get("eval_fingerprint"),
         "model": manifest["model"]["fingerprint"],
+        "reference_model": manifest.get("reference", {}).get("fingerprint"),
         "environment": manifest["environment"] | {name: manifest["resolved"][name] for name in ("precision", "engine")},
     }
 
@@ -120,12 +120,64 @@ def check_start_is_same(path: Path, state: Mapping[str, Any], manifest: Mapping[
             f"the held-out data is not what {path} was evaluated on, and its figures would not compare. Give the same eval_data, or start "
             "anew with another out."
         )
-    # In another precision, or where an adapter was drawn on another device, the same model has other numbers.
-    same_numbers = all(state["environment"].get(name) == now["environment"][name] for name in ("precision", "device"))
-    if same_numbers and state["model"] != now["model"]:
+    if has_changed(state, now, "model", drawn=manifest["model"]["adapter"]):
         raise RunError(
             f"the model {manifest['model']['name']} has changed since {path} was begun from it: its weights are others now. Give it as it "
             "was, or start anew with another out."
+        )
+
+
+def check_reference_is_same(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """A reference that is a model of its own must have the weights that it had; the other one is the run's model as it started.
+
+    Raises:
+        RunError: it has not.
+    """
+    if state.get("reference_model") is not None and has_changed(state, start_of(manifest), "reference_model", drawn=False):
+        raise RunError(
+            f"the reference {manifest['reference']['name']} has changed since {path} was begun: its weights are others now, and the loss "
+            "would be another. Give it as it was, or start anew with another out."
+        )
+
+
+def has_changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str, *, drawn: bool) -> bool:
+    """Whether a model has other weights; in another precision the same one has other numbers, and so has what was drawn on another device.
+
+    Args:
+        before, now: two beginnings, as `start_of` gives them.
+        name: of the model.
+        drawn: whether some of its weights may be drawn at random.
+    """
+    there, here = before["environment"], now["environment"]
+    same_numbers = there.get("precision") == here["precision"]
+    if drawn:
+        kinds = [str(device).partition(" (")[0] for device in (there.get("device"), here["device"])]  # whatever the number of threads
+        same_numbers &= kinds[0] == kinds[1]
+    return bool(same_numbers and before[name] != now[name])
+
+
+def check_reference_values(path: Path, state: Mapping[str, Any], reference: CachedReference | None, precision: str) -> None:
+    """Values of the reference that were computed anew may differ in their last bits, and by no more.
+
+    Args:
+        path, state: of the checkpoint.
+        reference: of this start; None: its values are not kept.
+        precision: of this start.
+
+    Raises:
+        RunError: they are those of another function.
+    """
+    known = state.get("reference_sample")
+    if reference is None or not known:
+        return
+    now = reference.sample(known)
+    found = [abs(known[key] - now[key]) if known[key] != now[key] else 0.0 for key in now]  # infinities are no difference
+    rounded = any("bf16" in str(used) for used in (precision, state["environment"].get("precision")))
+    if found and not (difference := sum(found) / len(found)) <= SAME_FUNCTION[torch.bfloat16 if rounded else torch.float32]:
+        raise RunError(
+            f"the reference's values are not those that {path} was trained with: they differ by {difference:.2g} nats per token, far more "
+            "than rounding. The reference or its config.json has changed: give it as it was, or start anew with another out. If nothing "
+            "was changed, what the cache keeps is damaged: go on with another cache_dir, or with reference_cache off."
         )
 
 

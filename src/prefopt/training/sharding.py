@@ -10,13 +10,13 @@ then asks for its parameters gets the gathered copies, and an optimizer made of 
 policy that is cut lets go of its weights after every such pass.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import xxhash
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -147,15 +147,25 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def weights_sample(module: nn.Module, per_tensor: int = 64) -> str:
-    """Digest of a few numbers of every parameter: tells one model from another in no time, and no more than that."""
-    digest = xxhash.xxh3_128()
-    for name, parameter in module.named_parameters():
-        flat = parameter.detach().flatten()
-        numbers = flat[:: max(1, len(flat) // per_tensor)].contiguous().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(numbers.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def not_finite(tensors: Mapping[str, Tensor], processes: Processes) -> list[str]:
+    """Names of the tensors that hold NaN or an infinity on any process; all processes get the same answer, and must ask.
+
+    Each looks at the part it has: one pass over memory without copies, and one number per tensor that is read.
+    """
+    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values()]
+    if not parts:
+        return []
+    broken = processes.add_up(torch.stack([_is_broken(part.detach()).to(processes.device) for part in parts]))
+    return [name for name, found in zip(tensors, broken.tolist(), strict=True) if found]
+
+
+def _is_broken(part: Tensor) -> Tensor:
+    """1 or 0, where the tensor is."""
+    if not part.numel():  # a process may have no part of a small tensor
+        return part.new_zeros((), dtype=torch.float32)
+    # The largest absolute value is NaN as soon as one number is; a sum would overflow where all numbers are finite.
+    largest: Tensor = torch.linalg.vector_norm(part, ord=math.inf)
+    return (~largest.isfinite()).float()
 
 
 class SharedFile:

@@ -9,10 +9,10 @@ from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision
 from prefopt.models.policy import trained_parameters
 from prefopt.training.folder import RunFolder
-from prefopt.training.narrator import clock
 from prefopt.training.order import DataOrder
 from prefopt.training.processes import Processes
 from prefopt.training.settings import RunSettings
+from prefopt.training.shown import clock
 
 
 def opening_lines(
@@ -46,7 +46,7 @@ def opening_lines(
 def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:
     """The plain summary at the end."""
     lines = []
-    if figures := figures_line({name: value for name, value in summary["after"].items() if name.startswith("eval/")}):
+    if figures := figures_line(summary["after"]):
         lines.append(f"held out, after:  {figures}")
     speed = f", {summary['examples_per_second']:.2f} examples/s" if summary["examples_per_second"] else ""
     lines.append(f"{summary['steps']} steps in {clock(summary['training_seconds'])}{speed}, peak memory {summary['peak_memory_gb']:.2f} GB")
@@ -54,8 +54,8 @@ def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:
 
 
 def figures_line(values: Mapping[str, float]) -> str:
-    """Evaluation figures in words."""
-    return ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
+    """Held-out figures in words; empty where there are none."""
+    return ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items() if name.startswith("eval/"))
 
 
 def device_name(device: torch.device) -> str:
