@@ -101,7 +101,7 @@ def test_a_step_after_the_weights_are_broken_says_so(
     with pytest.raises(NotFinite) as caught:
         run("dpo", model_folder(), pairs, out, **EXPLODES)
     message = str(caught.value)
-    assert message.startswith("the loss of step 2 is nan: since the update of step 1 the weights of ")
+    assert message.startswith("the loss of step 2 is nan; since the update of step 1 the weights of ")
     assert "pairs.jsonl:" not in message
     assert "were not changed" not in message
     assert checkpoints(out) == []
@@ -232,7 +232,7 @@ def test_looking_costs_no_step_anything(model_folder: Callable[..., Path], pairs
     [
         ({"max_steps": 1}, "after step 1 the weights of "),
         ({"max_steps": 1, "eval_fraction": 0.3}, "the held-out loss after step 1 is nan: the weights of "),
-        ({}, "the loss of step 2 is nan: since the update of step 1 the weights of "),
+        ({}, "the loss of step 2 is nan; since the update of step 1 the weights of "),
     ],
     ids=["at the end", "held out", "in the next step"],
 )

@@ -9,7 +9,7 @@ import pytest
 from tests.training.runs import Asks, figures, run
 
 from prefopt.errors import ConfigError
-from prefopt.training.order import DataOrder
+from prefopt.training.order import DataOrder, _order_of
 
 
 def test_an_epoch_sees_every_example_once():
@@ -25,6 +25,16 @@ def test_batches_straddle_epochs():
     stream = np.concatenate([order.examples(step) for step in range(order.num_steps)])
     assert sorted(stream[:5]) == sorted(stream[5:]) == list(range(5))
     assert [order.epoch_after(step) for step in range(3)] == [0.8, 1.6, 2.0]
+
+
+def test_an_epoch_is_drawn_once_however_many_steps_it_has():
+    _order_of.cache_clear()
+    order = DataOrder(num_examples=100, batch_size=7, seed=3, epochs=3)
+    stream = np.concatenate([order.examples(step) for step in range(order.num_steps)])
+    assert len(stream) == order.num_taken_before(order.num_steps) == 300
+    assert _order_of.cache_info().misses == 3
+    with pytest.raises(ValueError, match="read-only"):
+        _order_of(100, 3, 2)[0] = 1
 
 
 def test_a_batch_may_be_all_of_the_data_and_no_more():

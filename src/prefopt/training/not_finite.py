@@ -43,15 +43,17 @@ def step_not_finite(
     examples: Mapping[str, Sequence[float]],
     broken_weights: Sequence[str],
 ) -> NotFinite:
-    """The error that stops the run: it names the weights that are not finite, else the examples whose own loss is not, or all."""
+    """The error that stops the run: it names the weights that are not finite, and the examples whose own loss is not, or all."""
     broken = [tree for tree, value in zip(trees, examples["loss"], strict=True) if not math.isfinite(value)]
     what = f"the loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"the gradient of step {step + 1} is {grad_norm}"
+    weights = "the weights were not changed"
     if broken_weights:
-        before = f"since the update of step {step} " if step else "before any update "
-        return NotFinite(f"{what}: {before}{weights_in_words(broken_weights)}. {CAUSES}", trees, examples)
+        weights = (f"since the update of step {step} " if step else "before any update ") + weights_in_words(broken_weights)
+        if len(broken) == len(trees):  # no row is to blame
+            return NotFinite(f"{what}; {weights}. {CAUSES}", trees, examples)
     rows = in_words([tree.row_id for tree in broken or trees], most=8)
     whose = "Examples whose own loss is not finite" if broken else "Each example's own loss is finite; the step's examples"
-    return NotFinite(f"{what}; the weights were not changed. {whose}: {rows}. {CAUSES}", trees, examples, is_fit=True)
+    return NotFinite(f"{what}; {weights}. {whose}: {rows}. {CAUSES}", trees, examples, is_fit=not broken_weights)
 
 
 def held_out_not_finite(

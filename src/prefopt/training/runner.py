@@ -334,7 +334,7 @@ class Runner:
         last = self.book.rows[-1] if self.book.rows else {}
         model_step = self.opening.get("model_step", course.step)
         of_model = next((row for row in reversed(self.book.rows) if row.get("step") == model_step), last)
-        num_examples = sum(len(self.order.examples(step)) for step in range(course.step))
+        num_examples = self.order.num_taken_before(course.step)
         return {
             "method": self.trainer.method.name,
             "model": str(self.settings.model),
