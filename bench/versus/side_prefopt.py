@@ -12,9 +12,9 @@ from prefopt.config import check
 from prefopt.methods.dpo import DPO, DPOSettings, dpo_loss
 from prefopt.methods.method import LossOutput, Method, Needs, State, Term
 from prefopt.training.assemble import settings_around
-from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.narrator import Quiet, Ticker
+from prefopt.training.record.callbacks import Callback, RunStart
 from prefopt.training.run import train
+from prefopt.training.terminal.narrator import Quiet, Ticker
 from prefopt.trees import PromptTree
 
 if TYPE_CHECKING:

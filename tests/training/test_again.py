@@ -13,8 +13,8 @@ from tests.training.runs import figures, pair_rows, weights, write_rows
 from tests.training.test_same_start import scale_every_other
 
 from prefopt.errors import ConfigError
-from prefopt.training.again import read_config
-from prefopt.training.manifest import absolute_paths
+from prefopt.training.record.again import read_config
+from prefopt.training.record.manifest import absolute_paths
 from prefopt.training.settings import RunSettings
 
 SMALL = "--batch-size 4 --max-length 4096 --device cpu --samples 0 --report off --memory-check off --max-steps 4 --eval-fraction 0.3"

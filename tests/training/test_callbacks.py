@@ -11,10 +11,10 @@ from tests.training.runs import Asks, figures, losses, rows, run, weights
 
 import prefopt
 from prefopt.errors import RunError, RunStopped
-from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.folder import RunFolder
-from prefopt.training.logbook import Logbook
-from prefopt.training.narrator import Quiet
+from prefopt.training.record.callbacks import Callback, RunStart
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.terminal.narrator import Quiet
 from prefopt.training.watching.watched import Finding
 
 SETTINGS: dict[str, Any] = {
@@ -228,7 +228,7 @@ def test_a_bug_in_a_page_neither_fails_a_run_nor_hides_why_one_failed(
     def fail(folder: Path) -> Path:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("prefopt.training.logbook.write_report", fail)
+    monkeypatch.setattr("prefopt.training.record.logbook.write_report", fail)
     narrator = Asks(lambda done: None)
     run("dpo", model, pairs, tmp_path / "run", narrator=narrator, report=True, max_steps=1)
     assert "note: the pages about the run cannot be made: KeyError: 'a bug'" in narrator.said

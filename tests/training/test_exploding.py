@@ -15,11 +15,11 @@ from tests.training.crash_server import Server, flags
 from tests.training.group_server import Server as Groups
 from tests.training.runs import losses, rows, run
 
-from prefopt.training.checkpoint import Checkpoints
+from prefopt.training.group.processes import ALONE
+from prefopt.training.group.sharding import not_finite
 from prefopt.training.loop import Trainer
 from prefopt.training.not_finite import NotFinite
-from prefopt.training.processes import ALONE
-from prefopt.training.sharding import not_finite
+from prefopt.training.record.checkpoint import Checkpoints
 
 EXPLODES: dict[str, Any] = {"learning_rate": 1e38, "warmup_ratio": 0.0}
 

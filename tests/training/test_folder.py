@@ -9,8 +9,8 @@ from tests.training.runs import Asks, run, weights
 
 from prefopt.disk import remove
 from prefopt.errors import RunError
-from prefopt.training.checkpoint import Checkpoints
-from prefopt.training.folder import RunFolder
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.record.folder import RunFolder
 
 
 def test_what_a_link_leads_to_stays(tmp_path: Path):

@@ -16,9 +16,9 @@ from tests.training.crash_server import Blow, Child, Server, flags
 from tests.training.runs import Asks, figures, losses, run, weights
 
 from prefopt.errors import RunStopped
-from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.interrupt import StopRequest, stop_at_once, stop_on_signals
-from prefopt.training.narrator import Quiet
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.terminal.narrator import Quiet
 
 
 class Listening(Quiet):

@@ -17,8 +17,8 @@ from tests.training.group_server import Outcome, Server
 from tests.training.runs import losses, rows, run
 
 from prefopt.errors import RunError
-from prefopt.training import lifeline
-from prefopt.training.lifeline import End, Lifeline, is_communication, wait_until
+from prefopt.training.group import lifeline
+from prefopt.training.group.lifeline import End, Lifeline, is_communication, wait_until
 
 
 @pytest.fixture

@@ -16,14 +16,15 @@ from prefopt.config import check
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
 from prefopt.models.load import choose_precision
-from prefopt.training import memory, out_of_memory
 from prefopt.training.assemble import method_named, own_settings, settings_for
-from prefopt.training.available import Available
-from prefopt.training.memory import MemoryCheck, check_memory, estimate_memory, size
-from prefopt.training.out_of_memory import explaining_out_of_memory, is_out_of_memory
-from prefopt.training.processes import ALONE
+from prefopt.training.group.processes import ALONE
+from prefopt.training.memory import check as memory
+from prefopt.training.memory import out_of_memory
+from prefopt.training.memory.available import Available
+from prefopt.training.memory.check import MemoryCheck, check_memory, estimate_memory, size
+from prefopt.training.memory.out_of_memory import explaining_out_of_memory, is_out_of_memory
+from prefopt.training.memory.skeleton import read_skeleton
 from prefopt.training.settings import RunSettings
-from prefopt.training.skeleton import read_skeleton
 from prefopt.trees import Completion, PromptTree, token_ids
 
 CPU = torch.device("cpu")

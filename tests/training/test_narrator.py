@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefopt.training import narrator
-from prefopt.training.live import SteadyLive, View
-from prefopt.training.narrator import Quiet, Terminal
-from prefopt.training.outlet import Outlet
-from prefopt.training.shown import METRICS, Pace, clock, figures, number
+from prefopt.training.terminal import narrator
+from prefopt.training.terminal.live import SteadyLive, View
+from prefopt.training.terminal.narrator import Quiet, Terminal
+from prefopt.training.terminal.outlet import Outlet
+from prefopt.training.terminal.shown import METRICS, Pace, clock, figures, number
 from prefopt.training.watching.watched import Finding
 
 ROW = {
@@ -365,7 +365,7 @@ def test_an_outlet_is_asked_like_the_stream_behind_it():
 
 CHILD = """
 import sys
-from prefopt.training.narrator import Terminal
+from prefopt.training.terminal.narrator import Terminal
 terminal = Terminal(sys.stderr if sys.argv[1] == "err" else sys.stdout)
 row = {"loss": 0.5}
 for step in range(5000):

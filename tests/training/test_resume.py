@@ -18,12 +18,12 @@ from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, wei
 import prefopt
 from prefopt.errors import ConfigError, RunError, RunStopped
 from prefopt.report.files import read_lines
-from prefopt.training import environment
 from prefopt.training.assemble import method_named, settings_for
-from prefopt.training.callbacks import RunStart
-from prefopt.training.narrator import Quiet
-from prefopt.training.resume import ELSEWHERE, FREE, ROUNDING
+from prefopt.training.record import environment
+from prefopt.training.record.callbacks import RunStart
+from prefopt.training.record.resume import ELSEWHERE, FREE, ROUNDING
 from prefopt.training.run import train_with
+from prefopt.training.terminal.narrator import Quiet
 
 SAME: dict[str, Any] = {"eval_fraction": 0.33, "epochs": 3, "eval_every_steps": 2, "save_every_steps": 1, "samples": 1, "sample_tokens": 4}
 """Settings of the run that is gone on with: seven steps."""

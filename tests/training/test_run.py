@@ -28,9 +28,9 @@ from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.load import Precision, load_model
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.settings import ModelSettings
-from prefopt.training.narrator import Quiet
 from prefopt.training.run import train, train_with
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.narrator import Quiet
 from prefopt.trees import Completion, PromptTree, token_ids
 
 LOG_2 = math.log(2)

@@ -13,8 +13,8 @@ from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
 from prefopt.models.reference import FrozenCopy
 from prefopt.rollout.sample import sample
-from prefopt.training.logbook import Logbook
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.record.logbook import Logbook
 from prefopt.training.samples import Sampler, choose_prompts, make_sampler, means, repetition, shown_prompt, shown_text
 from prefopt.training.watching.watched import WatchedRun
 from prefopt.trees import Completion, PromptTree, token_ids

@@ -9,9 +9,9 @@ from tests.training.group_server import Server as Groups
 from tests.training.runs import Asks, figures, run, weights
 
 from prefopt.training import interrupt
-from prefopt.training.checkpoint import Checkpoints
+from prefopt.training.group.processes import ALONE
 from prefopt.training.interrupt import SaveClock, any_process
-from prefopt.training.processes import ALONE
+from prefopt.training.record.checkpoint import Checkpoints
 from prefopt.training.settings import RunSettings
 
 

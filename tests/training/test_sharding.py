@@ -17,8 +17,8 @@ from torch import nn
 from prefopt.engine.head import HeadShape
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
-from prefopt.training.processes import ALONE
-from prefopt.training.sharding import SharedFile, layers_of, like, wrap
+from prefopt.training.group.processes import ALONE
+from prefopt.training.group.sharding import SharedFile, layers_of, like, wrap
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"method": "dpo", "lora": False, "tied": True, "reference": "copy"},

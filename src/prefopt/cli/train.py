@@ -25,8 +25,8 @@ def by_file(
     """Run what a YAML file says: one method, or several stages."""
     from prefopt.cli.flags import parse  # the group's help needs none of this
     from prefopt.cli.train_method import panels, stages_with, train_with
-    from prefopt.training.again import read_config
     from prefopt.training.assemble import method_named
+    from prefopt.training.record.again import read_config
 
     if config is None:
         if words and not words[0].startswith("-"):

@@ -16,8 +16,8 @@ from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.methods.table import METHODS
 from prefopt.models.settings import ModelSettings
-from prefopt.training.again import Again, is_manifest, read_config
 from prefopt.training.assemble import groups_for, method_named, settings_for
+from prefopt.training.record.again import Again, is_manifest, read_config
 from prefopt.training.settings import RunSettings
 
 

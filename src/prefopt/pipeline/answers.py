@@ -27,8 +27,8 @@ from prefopt.pipeline.screen import Column, Page, rule
 from prefopt.pipeline.voices import Voice, Voices, explaining_out_of_memory, open_voices
 from prefopt.report.text import plural
 from prefopt.rollout.sample import sample
-from prefopt.training.narrator import Terminal, Ticker
-from prefopt.training.shown import clock
+from prefopt.training.terminal.narrator import Terminal, Ticker
+from prefopt.training.terminal.shown import clock
 from prefopt.trees import Completion, PromptTree, TokenIds
 
 GROUP = 64

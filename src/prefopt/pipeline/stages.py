@@ -22,7 +22,7 @@ from prefopt.errors import ConfigError, RunError
 from prefopt.methods.method import Method
 from prefopt.pipeline.stages_done import inputs, is_done, note_done
 from prefopt.training.assemble import method_named, own_settings, settings_for
-from prefopt.training.folder import RunFolder
+from prefopt.training.record.folder import RunFolder
 from prefopt.training.settings import RunSettings
 
 NEW_ADAPTER = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
@@ -99,9 +99,9 @@ def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     for stage in stages:
         if not stage.settings.resume:
             RunFolder(stage.settings.out).check(resume=False, overwrite=stage.settings.overwrite)
-    from prefopt.training import processes
-    from prefopt.training.narrator import Quiet, Terminal
+    from prefopt.training.group import processes
     from prefopt.training.run import train  # loads torch: only once all settings are right
+    from prefopt.training.terminal.narrator import Quiet, Terminal
 
     is_main = processes.place(os.environ)[0] == 0
     narrator = Terminal() if is_main else Quiet()

@@ -65,7 +65,7 @@ def note_done(settings: RunSettings, method: Method, read: Mapping[str, list[int
 
 def _deciding(settings: RunSettings, method: Method) -> dict[str, Any]:
     """The settings on which it depends whether there is anything left to do."""
-    from prefopt.training.resume import fixed_settings  # loads torch
+    from prefopt.training.record.resume import fixed_settings  # loads torch
 
     return {**fixed_settings(method, settings), "early_stop": settings.early_stop, "report": settings.report}
 

@@ -12,7 +12,7 @@ from prefopt.pipeline.trained import Trained, look_up
 from prefopt.report.files import read_json
 from prefopt.rollout.sample import embeddings_of
 from prefopt.rollout.stream import Stream
-from prefopt.training.out_of_memory import is_out_of_memory
+from prefopt.training.memory.out_of_memory import is_out_of_memory
 from prefopt.trees import TokenIds
 
 NOBODY = "none"

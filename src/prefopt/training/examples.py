@@ -10,9 +10,9 @@ from prefopt.data.dataset import Dataset, load, split
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel
-from prefopt.training.narrator import Narrator
 from prefopt.training.order import DataOrder
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
 
 

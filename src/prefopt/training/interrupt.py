@@ -14,8 +14,8 @@ from types import FrameType
 
 import torch
 
-from prefopt.training.narrator import Narrator
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.terminal.narrator import Narrator
 
 SAVE_SHARE = 20
 """Checkpoints that the clock asks for take at most one part in so many of a run's time: those of large models take minutes."""

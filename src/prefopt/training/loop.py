@@ -24,13 +24,13 @@ from prefopt.methods.method import Method, State
 from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.reference import Reference
 from prefopt.training.cut import MicroBatch, cut
-from prefopt.training.narrator import Ticker
+from prefopt.training.group.processes import Processes
+from prefopt.training.group.sharding import not_finite
 from prefopt.training.not_finite import CAUSES, NotFinite, in_words, step_not_finite
 from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
 from prefopt.training.order import DataOrder
-from prefopt.training.processes import Processes
-from prefopt.training.sharding import not_finite
 from prefopt.training.step import PerExample, StepResult, Sums, unit_totals, weighted_loss
+from prefopt.training.terminal.narrator import Ticker
 from prefopt.trees import PromptTree
 
 

@@ -11,14 +11,14 @@ from prefopt.models.proof import prove
 from prefopt.models.reference_cache import weights_digest
 from prefopt.training.cut import check_fits
 from prefopt.training.examples import RunData, load_data, within_context, within_data
-from prefopt.training.memory import MemoryCheck, trains_adapter
-from prefopt.training.narrator import Narrator
+from prefopt.training.group.processes import Processes
+from prefopt.training.memory.check import MemoryCheck, trains_adapter
 from prefopt.training.optimizer import usual_learning_rate
 from prefopt.training.order import DataOrder
-from prefopt.training.processes import Processes
-from prefopt.training.resume import facts_to_agree_on
+from prefopt.training.record.resume import facts_to_agree_on
 from prefopt.training.settings import RunSettings
-from prefopt.training.words import opening_lines
+from prefopt.training.terminal.narrator import Narrator
+from prefopt.training.terminal.words import opening_lines
 
 
 @dataclass(frozen=True, slots=True)

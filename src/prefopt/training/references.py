@@ -33,11 +33,11 @@ from prefopt.models.reference import (
 from prefopt.models.reference_cache import CacheContext, ReferenceCache, weights_digest
 from prefopt.training.assemble import as_reference, reference_settings
 from prefopt.training.cut import cut
-from prefopt.training.narrator import Narrator
+from prefopt.training.group.processes import Processes
+from prefopt.training.group.sharding import Parallel, shard
 from prefopt.training.precompute import precompute
-from prefopt.training.processes import Processes
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import Parallel, shard
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
 
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

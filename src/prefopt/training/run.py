@@ -18,31 +18,31 @@ from prefopt.models.load import is_hub_name, locate
 from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
-from prefopt.training.again import Again
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
-from prefopt.training.callbacks import Callback
-from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.cut import needed_positions
 from prefopt.training.examples import needed_trees
-from prefopt.training.folder import RunFolder
+from prefopt.training.group.processes import Processes, join
+from prefopt.training.group.sharding import is_cut, saved_weights, wrap
 from prefopt.training.interrupt import StopRequest, stop_at_once, stop_on_signals
-from prefopt.training.logbook import Logbook
 from prefopt.training.loop import Trainer
-from prefopt.training.manifest import make_manifest
-from prefopt.training.memory import check_memory
-from prefopt.training.narrator import Narrator, Quiet, Terminal
+from prefopt.training.memory.check import check_memory
+from prefopt.training.memory.out_of_memory import explaining_out_of_memory
 from prefopt.training.optimizer import Schedule, make_optimizer
-from prefopt.training.out_of_memory import explaining_out_of_memory
 from prefopt.training.prepare import Prepared, prepare
-from prefopt.training.processes import Processes, join
+from prefopt.training.record.again import Again
+from prefopt.training.record.callbacks import Callback
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.record.manifest import make_manifest
+from prefopt.training.record.reporters import make_reporters
+from prefopt.training.record.resume import check_reference_is_same, check_start_is_same, find_checkpoint
 from prefopt.training.references import choose_reference
-from prefopt.training.reporters import make_reporters
-from prefopt.training.resume import check_reference_is_same, check_start_is_same, find_checkpoint
 from prefopt.training.runner import Checkpoint, Runner
 from prefopt.training.samples import make_sampler
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import is_cut, saved_weights, wrap
-from prefopt.training.words import closing_lines
+from prefopt.training.terminal.narrator import Narrator, Quiet, Terminal
+from prefopt.training.terminal.words import closing_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,22 +15,22 @@ from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import CachedReference, DataReference
 from prefopt.report.files import read_json, read_lines
 from prefopt.training.assemble import reference_settings
-from prefopt.training.callbacks import RunStart
-from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
-from prefopt.training.environment import differences
 from prefopt.training.examples import RunData, mean_lengths
-from prefopt.training.held_out import HeldOutLines, described
 from prefopt.training.interrupt import SaveClock, StopRequest, any_process
-from prefopt.training.logbook import Logbook
 from prefopt.training.loop import Asked, Best, Course, Trainer, peak_memory_gb, run_steps
 from prefopt.training.not_finite import NotFinite, held_out_not_finite
 from prefopt.training.order import DataOrder
+from prefopt.training.record.callbacks import RunStart
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore, verified
+from prefopt.training.record.environment import differences
+from prefopt.training.record.held_out import HeldOutLines, described
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.record.resume import check_reference_values, config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.references import check_start
-from prefopt.training.resume import check_reference_values, config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.samples import Sampler, means
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.words import figures_line
 from prefopt.training.watching.watched import WatchedRun
-from prefopt.training.words import figures_line
 
 Checkpoint = tuple[Path, Mapping[str, Any]]
 """A checkpoint's folder and its `state.json`."""

@@ -20,7 +20,7 @@ from prefopt.evaluate.kl import estimate_kl
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Reference
 from prefopt.rollout.sample import sample
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
 from prefopt.trees import Completion, PromptTree, TokenIds
 
 REPEATED_TOKENS = 4

@@ -12,9 +12,9 @@ from prefopt.errors import RunError
 from prefopt.methods.method import Method
 from prefopt.models.policy import EnginePath
 from prefopt.models.reference import CachedReference
-from prefopt.training.checkpoint import Checkpoints
-from prefopt.training.environment import differences
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.record.environment import differences
 from prefopt.training.references import SAME_FUNCTION
 from prefopt.training.settings import RunSettings
 

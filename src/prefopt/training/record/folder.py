@@ -12,7 +12,7 @@ from prefopt.config import to_yaml
 from prefopt.disk import draft_of, flush, old_of, remove, write_whole
 from prefopt.errors import ConfigError, RunError
 from prefopt.report.files import RunFiles, read_lines
-from prefopt.training.lock import Lock
+from prefopt.training.record.lock import Lock
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from torch.optim import AdamW
 from prefopt.disk import flush, remove
 from prefopt.errors import RunError
 from prefopt.methods.method import State
-from prefopt.training.folder import folder_gone
-from prefopt.training.processes import ALONE, Processes
-from prefopt.training.sharding import SharedFile, gathered, like, put
+from prefopt.training.group.processes import ALONE, Processes
+from prefopt.training.group.sharding import SharedFile, gathered, like, put
+from prefopt.training.record.folder import folder_gone
 
 RANDOM_STATE = "random_state"
 

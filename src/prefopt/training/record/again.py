@@ -15,7 +15,7 @@ from prefopt.errors import ConfigError, RunError
 from prefopt.report.files import read_json
 
 if TYPE_CHECKING:
-    from prefopt.training.narrator import Narrator
+    from prefopt.training.terminal.narrator import Narrator
 
 SECTIONS = ("settings", "resolved", "model", "data", "environment")
 """What a manifest must hold to be repeated."""
@@ -69,8 +69,8 @@ class Again:
         Raises:
             RunError: they are others, and no setting was given that could have made them so.
         """
-        from prefopt.training.environment import differences
-        from prefopt.training.resume import has_changed, start_of
+        from prefopt.training.record.environment import differences
+        from prefopt.training.record.resume import has_changed, start_of
 
         before, now = start_of(self.manifest), start_of(manifest)
         if "reference" in manifest:

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 from torch.distributed.rendezvous import rendezvous
 
 from prefopt.errors import RunError
-from prefopt.training.lifeline import Lifeline, wait_until
+from prefopt.training.group.lifeline import Lifeline, wait_until
 
 COME_TOGETHER = timedelta(minutes=15)
 """Within which all processes must have started."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from prefopt.errors import RunError
-from prefopt.training.memory import LORA_RANK, size, trains_adapter
+from prefopt.training.memory.check import LORA_RANK, size, trains_adapter
 from prefopt.training.settings import RunSettings
 
 SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import prefopt
-from prefopt.training.processes import Processes
-from prefopt.training.words import device_name
+from prefopt.training.group.processes import Processes
+from prefopt.training.terminal.words import device_name
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets")
 

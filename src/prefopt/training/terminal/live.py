@@ -20,7 +20,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResul
 from rich.live import Live
 from rich.text import Text
 
-from prefopt.training.shown import METRICS, PACE, Pace, clock, number
+from prefopt.training.terminal.shown import METRICS, PACE, Pace, clock, number
 from prefopt.training.watching.watched import Finding
 
 NUM_FINDINGS = 2

@@ -8,11 +8,11 @@ import torch
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision
 from prefopt.models.policy import trained_parameters
-from prefopt.training.folder import RunFolder
+from prefopt.training.group.processes import Processes
 from prefopt.training.order import DataOrder
-from prefopt.training.processes import Processes
+from prefopt.training.record.folder import RunFolder
 from prefopt.training.settings import RunSettings
-from prefopt.training.shown import clock
+from prefopt.training.terminal.shown import clock
 
 
 def opening_lines(

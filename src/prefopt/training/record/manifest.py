@@ -8,10 +8,10 @@ from typing import Any
 import prefopt
 from prefopt.methods.method import Method
 from prefopt.models.policy import trained_parameters
-from prefopt.training.environment import environment
+from prefopt.training.group.processes import Processes
 from prefopt.training.prepare import Prepared
-from prefopt.training.processes import Processes
-from prefopt.training.resume import PATHS, config_values
+from prefopt.training.record.environment import environment
+from prefopt.training.record.resume import PATHS, config_values
 from prefopt.training.settings import RunSettings
 
 

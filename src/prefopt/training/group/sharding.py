@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prefopt.engine.batch import pack
 from prefopt.models.policy import Policy, decoder_of
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
 from prefopt.trees import Completion, PromptTree, token_ids
 
 Parallel = Literal["ddp", "fsdp"]

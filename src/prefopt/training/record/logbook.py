@@ -13,10 +13,10 @@ from prefopt.errors import PrefoptError
 from prefopt.report.card import model_card
 from prefopt.report.files import read_json, read_lines
 from prefopt.report.page import write_report
-from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.folder import RunFolder
-from prefopt.training.lock import Lock
-from prefopt.training.narrator import Narrator
+from prefopt.training.record.callbacks import Callback, RunStart
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.lock import Lock
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.training.watching.watch import Watch
 from prefopt.training.watching.watched import WatchedRun
 

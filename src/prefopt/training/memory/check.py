@@ -24,10 +24,10 @@ from prefopt.methods.method import Method
 from prefopt.models.load import choose_precision, locate
 from prefopt.models.settings import ModelSettings
 from prefopt.training.assemble import as_reference, reference_settings
-from prefopt.training.available import Available, available_memory
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.memory.available import Available, available_memory
+from prefopt.training.memory.skeleton import Skeleton, read_skeleton
 from prefopt.training.settings import RunSettings
-from prefopt.training.skeleton import Skeleton, read_skeleton
 from prefopt.trees import PromptTree
 
 LIBRARIES = 90_000_000

@@ -8,9 +8,9 @@ from typing import Protocol, TextIO, cast
 
 from rich.console import Console
 
-from prefopt.training.live import SteadyLive, View
-from prefopt.training.outlet import Outlet
-from prefopt.training.shown import Pace, clock, figures
+from prefopt.training.terminal.live import SteadyLive, View
+from prefopt.training.terminal.outlet import Outlet
+from prefopt.training.terminal.shown import Pace, clock, figures
 from prefopt.training.watching.watched import Finding
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import ConfigError, RunStopped
-from prefopt.training.callbacks import Callback, RunStart
+from prefopt.training.record.callbacks import Callback, RunStart
 from prefopt.training.watching.watched import Finding
 
 Say = Callable[[str], None]
