@@ -104,9 +104,9 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
     from prefopt.config import check
     from prefopt.training.assemble import method_named, own_settings, settings_for
-    from prefopt.training.memory import estimate_memory
-    from prefopt.training.narrator import Quiet
+    from prefopt.training.memory.check import estimate_memory
     from prefopt.training.run import train_with
+    from prefopt.training.terminal.narrator import Quiet
 
     base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     result = train_with("dpo", narrator=Quiet(), **spec)

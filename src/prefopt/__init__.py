@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
-    from prefopt.training.callbacks import Callback
+    from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
 
 
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name == "Policy":
         return import_module("prefopt.models.policy").Policy
     if name == "Callback":
-        return import_module("prefopt.training.callbacks").Callback
+        return import_module("prefopt.training.record.callbacks").Callback
     raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
 
 

@@ -1,7 +1,60 @@
-"""What a disk has really taken: for whatever appears by a rename, whole or not at all."""
+"""Files and folders that appear by a rename, whole or not at all, and what a disk has really taken of them."""
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file or folder is written, before it appears under its name."""
+    return path.parent / f".{path.name}.new"
+
+
+def old_of(path: Path) -> Path:
+    """Where a folder is removed, after it has gone from under its name."""
+    return path.parent / f".{path.name}.old"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what it held is as it was.
+    """
+    draft = draft_of(path)
+    try:
+        draft.write_text(text, encoding="utf-8", errors="replace")  # lone surrogates, which a tokenizer may make of broken text
+        flush(draft)  # some disks say only now that they are full
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """A finished folder takes its place; what stood there goes only then.
+
+    Raises:
+        OSError: it cannot be moved there; what stood there is as it was.
+    """
+    old = old_of(folder)
+    for path in (*draft.rglob("*"), draft):
+        flush(path)
+    if folder.exists():
+        with suppress(OSError):
+            remove(old)  # of a process that was killed
+        folder.rename(old)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    flush(folder.parent)
+    with suppress(OSError):
+        remove(old)
 
 
 def flush(path: Path) -> None:
@@ -17,3 +70,15 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder with all that it holds, or a link: then what it leads to, which someone has put elsewhere, stays.
+
+    Raises:
+        OSError: it, or a part of it, could not be removed. That it is not there is no error.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def test_chat_reads_a_pipe(full_run: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["merge", "x", "--out", "y", "--precision", "int8"], "--precision: must be float32, bf16 or float16 (given: int8)"),
         (["generate", "x"], "give prompts as a file (--prompts FILE"),
         (["generate", "/no/such", "--prompt", "a"], "no folder /no/such"),
-        (["generate", "x", "--prompts", "/no/such.txt"], "/no/such.txt cannot be read: No such file or directory"),
+        (["generate", "x", "--prompts", "/no/such.txt"], "/no/such.txt does not exist"),
         (["generate", "x", "--prompt", "a", "--temperature", "-1"], "--temperature: must be greater than or equal to 0"),
         (["chat"], "--model: is required"),
         (["chat", "/no/such"], "no folder /no/such"),

@@ -20,7 +20,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, RunSettings]]:
     """What would have been trained, in place of training."""
     runs: list[tuple[Any, RunSettings]] = []
     module = ModuleType("prefopt.training.run")
-    module.train = lambda method, settings, callbacks=(): runs.append((method, settings))  # type: ignore[attr-defined]
+    module.train = lambda method, settings, callbacks=(), again=None: runs.append((method, settings))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "prefopt.training.run", module)
     return runs
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from prefopt.data import cache
-from prefopt.data.dataset import load, split
+from prefopt.data.dataset import load, split, write_dropped
 from prefopt.data.formats import FORMATS
 from prefopt.data.rows import REASONS
 from prefopt.errors import DataError
@@ -102,7 +102,8 @@ def test_bad_rows_are_dropped_and_written_down(write, settings, tokenizer, tmp_p
     path, dropped_file = write("a.jsonl", BAD), tmp_path / "run" / "dropped.jsonl"
     for from_cache in (False, True):
         dropped_file.unlink(missing_ok=True)
-        made = load([str(path)], settings(on_bad_row="drop"), tokenizer, kind="pair", dropped_file=dropped_file)
+        made = load([str(path)], settings(on_bad_row="drop"), tokenizer, kind="pair")
+        write_dropped(made.dropped_rows, dropped_file)
         assert made.summary.from_cache is from_cache
         assert dict(made.summary.dropped) == {"invalid_json": 1, "blank_answer": 1, "same_answers": 1, "not_utf8": 1}
         assert len(made.trees) + made.summary.num_dropped == made.summary.num_rows == 8
@@ -237,10 +238,10 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(write, settings, to
 
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path))
-    assert cache.cache_folder(None) == tmp_path / "tokens"
-    assert cache.cache_folder(tmp_path / "mine") == tmp_path / "mine" / "tokens"
+    assert cache.cache_folder(None) == tmp_path
+    assert cache.cache_folder(tmp_path / "mine") == tmp_path / "mine"
     monkeypatch.delenv("PREFOPT_CACHE")
-    assert cache.cache_folder(None) == Path.home() / ".cache" / "prefopt" / "tokens"
+    assert cache.cache_folder(None) == Path.home() / ".cache" / "prefopt"
 
 
 def test_every_field_survives_the_cache():
@@ -443,14 +444,9 @@ def test_any_bytes_are_counted_or_refused(content, name, settings, tokenizer, tm
 
 def test_dropped_rows_that_cannot_be_written(write, settings, tokenizer, tmp_path):
     (tmp_path / "run").write_text("a file")
+    made = load([str(write("a.jsonl", BAD))], settings(on_bad_row="drop"), tokenizer, kind="pair")
     with pytest.raises(DataError, match="cannot be written"):
-        load(
-            [str(write("a.jsonl", BAD))],
-            settings(on_bad_row="drop"),
-            tokenizer,
-            kind="pair",
-            dropped_file=tmp_path / "run" / "dropped.jsonl",
-        )
+        write_dropped(made.dropped_rows, tmp_path / "run" / "dropped.jsonl")
 
 
 def test_no_torch_is_needed_to_read_data():

@@ -15,7 +15,7 @@ from tests.data.conftest import CHATML, EverySetting, byte_bpe
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import cache, sources
-from prefopt.data.dataset import Dataset, check, load
+from prefopt.data.dataset import Dataset, check, load, write_dropped
 from prefopt.data.formats import FORMATS
 from prefopt.data.rows import DEEPEST, LENGTH_REASONS, REASONS, as_json, clip
 from prefopt.data.settings import DataSettings
@@ -80,7 +80,9 @@ class Rows:
         """The dataset, or the error's message."""
         try:
             settings = self.settings(on_bad_row)
-            return load([str(self.file)], settings, self.tokenizer, kind=kind, dropped_file=self.dropped)
+            made = load([str(self.file)], settings, self.tokenizer, kind=kind)
+            write_dropped(made.dropped_rows, self.dropped)
+            return made
         except DataError as error:
             message = str(error)
             assert "rows.jsonl" in message

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.data.dataset import load
 from prefopt.data.examples import Message
-from prefopt.data.prompts import Content, Prompt, Renderer, TextAs, check_system, read_prompts, refuse_faulty
+from prefopt.data.prompts import Content, Prompt, Renderer, TextAs, read_prompts, refuse_faulty, refuse_unread
 from prefopt.data.rows import Dropped, RowFault
 from prefopt.data.settings import ConversationSettings, DataSettings
 from prefopt.errors import ConfigError, DataError
@@ -97,6 +97,10 @@ def test_standard_input_holds_lines_or_json_lines(monkeypatch: pytest.MonkeyPatc
     assert [prompt.content for prompt in read_prompts("-", {})[0]] == ["Is tea hot?", "And coffee?"]
     stdin(monkeypatch, b'{"prompt": "Is tea hot?"}\n{"messages": [{"role": "user", "content": "And coffee?"}]}\n')
     assert [prompt.content for prompt in read_prompts("-", {})[0]] == ["Is tea hot?", (Message("user", "And coffee?"),)]
+    stdin(monkeypatch, b"Is tea hot?\n\n\nAnd coffee?")
+    assert [prompt.location for prompt in read_prompts("-", {})[0]] == ["stdin:1", "stdin:4"]
+    stdin(monkeypatch, b'\n{"prompt": "Is tea hot?"}\n\n{"prompt": 3}\n')
+    assert [row.location for row in read_prompts("-", {})[1]] == ["stdin:4"]
     stdin(monkeypatch, b" \n")
     with pytest.raises(DataError, match="standard input is empty"):
         read_prompts("-", {})
@@ -105,7 +109,7 @@ def test_standard_input_holds_lines_or_json_lines(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("none.txt", None, r"none.txt cannot be read: No such file or directory"),
+        ("none.txt", None, r"none.txt does not exist"),
         ("blank.txt", b"\n \n", r"blank.txt holds no prompt: every line is blank. Write one prompt per line"),
         ("broken.txt", b"\xff\n", r"broken.txt holds no prompt: byte 1 is not UTF-8"),
         ("asked.jsonl", b'{"other": 1}\n', r"no row holds a prompt. The first, asked.jsonl:1: no prompt: the row has other"),
@@ -169,9 +173,13 @@ def test_a_system_message_opens_chats_that_have_none(chat_tokenizer: PreTrainedT
     assert renderer.shape("Is tea hot?") == (Message("system", "Be brief."), USER)
     assert renderer.shape((USER,)) == (Message("system", "Be brief."), USER)
     assert renderer.shape(own) == own
-    check_system("Be brief.", "chat")
-    with pytest.raises(ConfigError, match="system opens a chat, and these prompts are raw text"):
-        check_system("Be brief.", "raw")
+
+
+def test_settings_of_chats_need_a_chat():
+    refuse_unread("chat", system="Be brief.", chat_template=None, template_args={})
+    refuse_unread("raw", system=None, chat_template=None, template_args={})
+    with pytest.raises(ConfigError, match=r"^system, chat_template: for chats, and these prompts are raw text"):
+        refuse_unread("raw", system="Be brief.", chat_template="x", template_args={})
 
 
 def test_what_is_too_long_loses_its_left_raw_text_by_tokens_and_chats_by_turns(chat_tokenizer: PreTrainedTokenizerFast):

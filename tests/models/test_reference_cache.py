@@ -16,7 +16,7 @@ from prefopt.models.policy import EnginePath
 from prefopt.models.reference_cache import CacheContext, ReferenceCache, key_of, weights_digest
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
 from prefopt.training.references import cache_context
 from prefopt.trees import token_ids
 

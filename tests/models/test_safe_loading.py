@@ -24,7 +24,7 @@ from prefopt.errors import ModelError, RunError
 from prefopt.models.load import LoadedModel, Precision, load_model, load_tokenizer, read_model
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
-from prefopt.training.checkpoint import Checkpoints
+from prefopt.training.record.checkpoint import Checkpoints
 
 SOURCES = sorted(Path(prefopt.__file__).parent.rglob("*.py"))
 

@@ -128,7 +128,7 @@ def test_a_base_that_was_moved_is_given_beside_its_adapter(base: Path, adapter: 
     with pytest.raises(ModelError, match="If the base has moved, give it as model and this folder as adapter"):
         speakers(adapter, None)
     (policy,) = speakers(base, None, adapter=str(adapter))
-    assert policy.weights.name == str(adapter)
+    assert policy.weights.adapter == str(adapter)
     one, other = speakers(base, base, adapter=str(adapter))
     assert torch.equal(logits(one), logits(policy))
     assert one.model is other.model

@@ -172,10 +172,22 @@ def test_the_context_bounds_prompt_and_answer(full_run: Path, tmp_path: Path, ca
     assert rows[1]["ended"]["policy"] or 512 - len(prompt) - 16 < rows[1]["tokens"]["policy"] <= 512 - len(prompt)
 
 
-def test_prompts_with_little_room_draw_their_own_numbers(full_run: Path, tmp_path: Path):
-    same = answered(full_run, tmp_path / "1", prompt=["yes"] * 3 + ["yes yes yes yes yes"], max_new_tokens=511, reference="none")
+def test_prompts_with_little_room_draw_their_own_numbers(full_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seeds = []
+    right = answers.sample
+    monkeypatch.setattr(answers, "sample", lambda *args, **settings: seeds.append(settings["seed"]) or right(*args, **settings))
+    same = answered(full_run, tmp_path / "1", prompt=["yes"] * 3 + ["yes " * 40], max_new_tokens=511, reference="none")
     texts = [row["policy"][:40] for row in same]
     assert len(set(texts)) == 4
+    assert len(set(seeds)) == len(seeds) == 2
+
+
+def test_an_answer_is_no_longer_than_all_who_score_it_can_read(full_run: Path, make_model: Any, chat_tokenizer: Any, tmp_path: Path):
+    short = tmp_path / "short"
+    make_model("gpt2", max_position_embeddings=24).save_pretrained(short)
+    chat_tokenizer.save_pretrained(short)
+    (row,) = answered(full_run, tmp_path / "1", prompt=["yes"], max_new_tokens=60, reference=str(short), logps=True)
+    assert max(row["tokens"].values()) < 24
 
 
 def test_room_in_steps():
@@ -229,10 +241,10 @@ def test_what_was_answered_before_an_interrupt_is_there(
 ):
     right = answers.draw
 
-    def draw(voice: Any, prompts: Any, settings: Any, *, seed: int, done: Any) -> Any:
+    def draw(*args: Any, seed: int, done: Any) -> Any:
         if seed != 0:
             raise KeyboardInterrupt
-        return right(voice, prompts, settings, seed=seed, done=done)
+        return right(*args, seed=seed, done=done)
 
     monkeypatch.setattr(answers, "draw", draw)
     with pytest.raises(KeyboardInterrupt):
@@ -260,7 +272,7 @@ def test_settings_that_exclude_each_other(full_run: Path):
 
 
 def test_a_system_message_needs_a_chat(lora_run: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="system opens a chat, and these prompts are raw text"):
+    with pytest.raises(ConfigError, match="system: for chats, and these prompts are raw text"):
         answered(lora_run, tmp_path / "out", system="Be brief.")
 
 

@@ -196,10 +196,24 @@ def test_another_base_of_the_same_shapes_is_seen_by_what_the_run_noted(lora_run:
     weights["lm_head.weight"] *= 20
     save_file(weights, sharper / "model.safetensors", metadata={"format": "pt"})
     _, said = merged(lora_run, tmp_path / "out", model=str(sharper))
-    assert re.search(
-        r"note: the log-probs of .* differ by \d\.\d+ nats per token from those that the run noted before its first step", said
+    *_, warned, last = said.splitlines()  # not lost above the figures, which look well
+    assert last == f"model: {tmp_path / 'out'}"
+    doubt = (
+        r"is probably not the model that the adapter was trained on: its log-probs differ by (\d\.\d\d) nats per token from those that "
+        r"the run noted before its first step"
     )
-    assert "it is probably not the model that the adapter was trained on" in said
+    found = re.match(f"WARNING: {re.escape(str(sharper))} {doubt}", warned)
+    assert found is not None
+    assert "Give that model with --model, and --overwrite to replace this one." in warned
+    assert "note:" not in said
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(rf"\*\*WARNING: `model` {doubt}", page.split("## How it was merged")[1].split("```")[0])
+    assert str(tmp_path) not in page
+    notes = json.loads((tmp_path / "out" / MERGED).read_text())
+    assert f"{notes['base_moved']:.2f}" == found[1]
+    merged(lora_run, tmp_path / "right")
+    assert "WARNING" not in (tmp_path / "right" / "README.md").read_text()
+    assert json.loads((tmp_path / "right" / MERGED).read_text())["base_moved"] < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_plain_text_for_pipes():
     out.truncate(0)
     out.seek(0)
     show(screen, FakeStream(["x", "y"], name="policy"), stopped=lambda: True)
-    assert out.getvalue() == "policy: x\n(stopped)\n\n"
+    assert out.getvalue() == "policy: \n(stopped)\n\n"
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.training.runs import figures, losses, pair_rows, rows, weights, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -208,6 +209,75 @@ def test_going_on_passes_over_what_is_done(plan: dict[str, Any], capsys: pytest.
     # All done: nothing runs.
     monkeypatch.setattr("prefopt.training.run.train", lambda *_, **__: pytest.fail("nothing is left to do"))
     run_stages(plan, {"resume": True})
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "setting": ("epochs was 2.0, is 3.0", lambda plan: plan["sft"].update(epochs=3)),
+    "data": (
+        r"the data is not what .*sft/checkpoints/step-000006 was trained on",
+        lambda plan: write_rows(Path(plan["sft"]["data"]), [{"prompt": f"{n}", "completion": " other"} for n in range(12)]),
+    ),
+    "model": (r"the model .* has changed since .*sft/checkpoints/step-000006", lambda plan: scale_weights(Path(plan["model"]))),
+}
+"""What is changed after the first stage has finished, and what is said then."""
+
+
+def scale_weights(folder: Path) -> None:
+    """Every other number of every weight half as large again, at the same size of file."""
+    [path] = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    for tensor in tensors.values():
+        tensor.view(-1)[1::2] *= 1.5
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_finished_stage_that_would_come_out_otherwise_is_refused(plan: dict[str, Any], tmp_path: Path, what: str):
+    plan["model"] = str(shutil.copytree(plan["model"], tmp_path / "base"))
+    run_stages(plan)
+    out = Path(plan["out"])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    says, change = CHANGES[what]
+    change(plan)
+    with pytest.raises(RunError, match=says):
+        run_stages(plan, {"resume": True})
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_files_that_were_only_written_again_are_looked_into(plan: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    """Their time says that they may have changed, their content that they have not."""
+    run_stages(plan)
+    out = Path(plan["out"])
+    Path(plan["sft"]["data"]).touch()
+    capsys.readouterr()
+    run_stages(plan, {"resume": True})
+    said = capsys.readouterr().err
+    assert f"this run has finished before, and stays as it is: {out / 'sft'}" in said
+    assert f"stage 2 of 2, dpo: done before, in {out / 'dpo'}" in said
+    run_stages(plan, {"resume": True})
+    assert f"stage 1 of 2, sft: done before, in {out / 'sft'}" in capsys.readouterr().err
+
+
+def test_a_finished_stage_s_model_is_made_again_where_it_is_gone(plan: dict[str, Any]):
+    run_stages(plan)
+    out = Path(plan["out"])
+    whole = weights(out / "sft")
+    shutil.rmtree(out / "sft" / "model")
+    run_stages(plan, {"resume": True})
+    assert weights(out / "sft") == whole
+
+
+def test_a_finished_stage_without_checkpoints_is_passed_over_and_never_overwritten(plan: dict[str, Any]):
+    """Somebody made room. While nothing has changed that is all right; else nothing is left to compare with."""
+    run_stages(plan)
+    out = Path(plan["out"])
+    shutil.rmtree(out / "sft" / "checkpoints")
+    run_stages(plan, {"resume": True})
+    plan["sft"]["epochs"] = 3
+    whole = weights(out / "sft")
+    with pytest.raises(RunError, match=r"the stage sft has finished in .* and it cannot be told whether it would come out the same now"):
+        run_stages(plan, {"resume": True})
+    assert weights(out / "sft") == whole
 
 
 def test_a_later_stage_s_folder_is_looked_at_first(plan: dict[str, Any]):

@@ -61,8 +61,8 @@ def test_the_reference_is_where_the_run_began(
     full_run: Path, lora_run: Path, continued_run: Path, sft_run: Path, model_folder: Callable[..., Path]
 ):
     base = str(model_folder())
-    assert reference(full_run) == Weights(base, base, None)
-    assert reference(lora_run) == Weights(base, base, None)
+    assert reference(full_run) == Weights(base, None)
+    assert reference(lora_run) == Weights(base, None)
     began = reference(continued_run)
     assert began is not None
     assert (began.source, began.adapter) == (base, str(lora_run / "model"))
@@ -74,7 +74,7 @@ def test_another_reference_and_an_adapter_beside_its_base(lora_run: Path, model_
     folder = Path(shutil.copytree(lora_run, tmp_path / "run"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"reference": other}))
-    assert reference(folder) == Weights(other, other, None)
+    assert reference(folder) == Weights(other, None)
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"lora_rank": 0, "adapter": str(lora_run)}))
     began = reference(folder)
     assert began is not None
@@ -92,7 +92,7 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(
     assert elsewhere is not None
     assert elsewhere.source == str(tmp_path / "project" / "models" / "start")
     monkeypatch.chdir(tmp_path / "project")
-    assert reference(Path("runs/dpo")) == Weights("models/start", "models/start", None)
+    assert reference(Path("runs/dpo")) == Weights("models/start", None)
     monkeypatch.chdir(tmp_path)
     moved = Path(shutil.move(folder, tmp_path / "moved"))
     assert look_up(str(moved)).from_where_it_ran("models/start") == "models/start"
@@ -104,3 +104,8 @@ def test_a_start_that_is_gone_is_said(full_run: Path, tmp_path: Path):
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"model": "/moved/away"}))
     with pytest.raises(ModelError, match="no folder /moved/away"):
         reference(folder)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "a" * 300])
+def test_names_that_no_folder_can_have_tell_nothing(name: str):
+    assert look_up(name) == Trained()

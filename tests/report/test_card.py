@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,44 @@ def test_the_front_matter_names_the_base_only_where_others_can_find_it(tmp_path:
     found = front_matter(model_card(folder))
     tags = ["prefopt", "dpo", "preference-optimization", *(["lora"] if adapter else [])]
     assert found == {**expected, "pipeline_tag": "text-generation", "tags": tags}
+
+
+@pytest.mark.parametrize(
+    ("base", "named", "own_base", "told"),
+    [
+        ("/home/somebody/sft/model", None, True, "its base `sft` is not in this folder"),
+        ("org/base-7b", None, False, "peft loads its base, `org/base-7b`, too"),
+        # Training went on from an adapter, and the adapter's own note says what it belongs on.
+        ("/home/somebody/lora/model", "org/base-7b", False, "peft loads its base, `org/base-7b`, too"),
+        ("/home/somebody/lora/model", "/home/somebody/sft/model", True, "its base `sft` is not in this folder"),
+    ],
+)
+def test_an_adapter_s_card_says_where_its_base_comes_from(tmp_path: Path, base: str, named: str | None, own_base: bool, told: str):
+    folder = with_adapter(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["name"] = base
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if named is not None:
+        (folder / "model").mkdir(exist_ok=True)
+        (folder / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+    found = section(model_card(folder), "How to load it")
+    assert told in found
+    assert ('AutoModelForCausalLM.from_pretrained("path/to/base")' in found) is own_base
+    assert ("AutoPeftModelForCausalLM" in found) is not own_base
+    assert "/home" not in found
+
+
+def test_a_run_in_another_place_does_not_take_a_folder_for_a_hub_model(tmp_path: Path):
+    folder = with_adapter(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["name"] = "runs/sft"  # as it was given, in a folder where others do not stand
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/somebody/runs/sft/model"}))
+    for card in (model_card(folder), model_card(folder, merged="Merged.")):
+        assert "base_model" not in front_matter(card)
+        assert "# sft, trained with DPO" in card
+        assert "runs/sft" not in card.split("## Settings")[0]
 
 
 def test_a_folder_that_is_named_like_a_hub_model_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -183,12 +222,15 @@ def test_the_code_of_a_card_loads_the_model(
     tmp_path: Path, model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], text_as: str, settings: dict[str, Any]
 ):
     data = write_rows(tmp_path / "pairs.jsonl", pair_rows())
-    result = run("dpo", model_folder(), data, tmp_path / "run", max_steps=1, epochs=1, text_as=text_as, **settings)
+    base = Path(shutil.copytree(model_folder(), tmp_path / "small"))
+    result = run("dpo", base, data, tmp_path / "run", max_steps=1, epochs=1, text_as=text_as, **settings)
+    base.rename(tmp_path / "elsewhere")  # as on the machine of whoever gets the model
     card = model_card(result.folder)
     assert front_matter(card)["library_name"] == ("peft" if settings else "transformers")
     assert str(tmp_path) not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None
     assert ("apply_chat_template" in code[1]) == (text_as == "chat")
-    exec(code[1].replace("path/to/this/folder", str(result.model_dir)).replace("max_new_tokens=100", "max_new_tokens=3"), {})
+    there = {"path/to/this/folder": str(result.model_dir), "path/to/base": str(tmp_path / "elsewhere"), "tokens=100": "tokens=3"}
+    exec(re.sub("|".join(there), lambda found: there[found[0]], code[1]), {})
     assert capsys.readouterr().out

@@ -34,6 +34,14 @@ def test_a_run_on_pairs_has_all_charts_in_order(tmp_path: Path):
     }
 
 
+def test_the_distance_on_its_own_answers_stands_beside_that_on_the_data_s(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert [line.label for line in charts_of(run)["kl"].lines] == ["trained on", "held out"]
+    add_to_rows(run, "samples/kl", [0.01 * step for step in range(120)])
+    assert [line.label for line in charts_of(run)["kl"].lines] == ["trained on", "held out", "its own answers"]
+    assert "other-samples/kl" not in charts_of(run)
+
+
 def test_a_run_without_pairs_has_no_empty_charts(tmp_path: Path):
     record = read_run(make_run(tmp_path / "run", method="sft"))
     found = {group.title: [chart.key for chart in group.charts] for group in groups(record)}
@@ -145,6 +153,20 @@ def test_long_runs_have_few_strips_and_few_points(tmp_path: Path):
 def test_the_shortest_runs_can_be_drawn(tmp_path: Path, done: int):
     for chart in charts_of(make_run(tmp_path / "run", num_steps=done, every=1)).values():
         assert "<path" in draw_chart(chart, [])
+
+
+@pytest.mark.parametrize(("done", "named"), [(1, "1"), (2, "1"), (3, "1"), (7, None), (120, None)])
+@pytest.mark.parametrize("num_held_out", [0, 60])
+def test_steps_are_whole_numbers(tmp_path: Path, done: int, named: str | None, num_held_out: int):
+    run = make_run(tmp_path / "run", num_steps=done, done=done, every=1, num_held_out=num_held_out, samples=0)
+    for chart in charts_of(run).values():
+        root = ElementTree.fromstring(draw_chart(chart, []))
+        across = [text for text in root.findall(".//text") if text.get("text-anchor") != "end" and float(text.get("y", 0)) > 220]
+        names = ["".join(text.itertext()).removeprefix("step ") for text in across]
+        assert names
+        assert all(name.isdigit() and int(name) <= done for name in names), (chart.key, names)
+        assert len(set(names)) == len(names) <= 8
+        assert named is None or named in names
 
 
 def test_names_of_metrics_are_text_in_a_drawing(tmp_path: Path):

@@ -1,6 +1,9 @@
 """Held-out examples one by one, and the model's own answers."""
 
 import json
+import re
+from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from tests.report.made import make_run
 
 from prefopt.report.answers import dialogues, figures_of, introduction, sides, spaced
 from prefopt.report.examples import best_and_worst, loss_words, margin_words, spread
+from prefopt.report.page import report_html
 from prefopt.report.record import read_run
 
 
@@ -40,6 +44,37 @@ def test_no_example_is_both_best_and_worst(tmp_path: Path):
         best, worst = best_and_worst(read_run(with_margins(tmp_path / str(num), [float(place) for place in range(num)])))
         assert not {item.example.row for item in best} & {item.example.row for item in worst}
         assert len(best) >= 1
+
+
+def test_examples_are_named_by_what_sets_their_prompts_apart(tmp_path: Path):
+    run = with_margins(tmp_path / "run", [2.0, 1.0, -1.0])
+    rows = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    before, after = f"<turn>system\n{'Be kind. ' * 400}<end>\n<turn>user\n", "<end>\n<turn>assistant\n"
+    for row, question in zip(rows, ("How do I fry an egg?", "How do I boil one?", "Why?"), strict=True):
+        row["prompt"] = f"{before}{question}{after}"
+    (run / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best, worst = best_and_worst(read_run(run))
+    assert [item.title for item in (*best, *worst)] == ["How do I fry an egg?", "Why?"]
+    page = report_html(run, now=datetime(2026, 11, 21, tzinfo=UTC))
+    assert re.findall(r'class="start" dir="auto">([^<]*)<', page) == ["How do I fry an egg?", "Why?"]
+    # In full it is the text that the model read; of a very long one the end stays, where the question is.
+    prompts = re.findall(r'<b>Prompt</b><span>row \d</span></p>\s*<div class="text" dir="auto">([^<]*)</div>', page)
+    assert [unescape(prompt)[-len(after) - 4 :] for prompt in prompts] == [f"egg?{after}", f"Why?{after}"]
+    assert all("characters left out" in prompt and prompt.startswith("&lt;turn&gt;system\nBe kind.") for prompt in prompts)
+
+
+def test_a_long_prompt_of_an_answer_shows_its_end_and_more_when_asked(tmp_path: Path):
+    middle = "the middle of the system prompt"
+    long = f"<turn>system\n{'Be kind. ' * 200}{middle}{'Be brief. ' * 200}<end>\n<turn>user\nWhy is that so?<end>\n<turn>assistant\n"
+    text = report_html(make_run(tmp_path / "run", texts=[long, "Short?"], samples=2), now=datetime(2026, 11, 21, tzinfo=UTC))
+    first, second = text.split('<article class="card dialogue">')[1:3]
+    shown, whole = re.findall(r'<div class="text " dir="auto">([^<]*)</div>|<div class="text" dir="auto">([^<]*)</div>', first)[:2]
+    assert middle not in "".join(shown)
+    assert "Why is that so?" in "".join(shown)
+    assert len("".join(shown)) < 900
+    assert unescape("".join(whole)) == long
+    assert f"More of the prompt, {len(long):,} characters" in first
+    assert "More of the prompt" not in second
 
 
 def test_margins_are_told_in_words():
@@ -129,7 +164,7 @@ def test_what_the_left_column_is_is_said(tmp_path: Path):
     assert introduction(same).endswith("Before training the model is the reference itself.")
     assert sides(same)[0][0] == "before training: the reference"
     other = read_run(make_run(tmp_path / "other", settings={"reference": "/home/somebody/other"}))
-    assert introduction(other).endswith("not the reference, which was another model (other).")
+    assert introduction(other).endswith("not the reference (other).")
     assert sides(other)[0][0] == "before training"
     assert "This method has no reference" in introduction(read_run(make_run(tmp_path / "sft", method="sft")))
     assert "held-out prompts" in introduction(same)

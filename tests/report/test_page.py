@@ -1,5 +1,6 @@
 """report.html: of a run in every state, and with whatever text data and models hold."""
 
+import errno
 import json
 import os
 import re
@@ -340,12 +341,36 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There the draft can be neither written nor removed; the page can be put elsewhere."""
+    run = make_run(tmp_path / "run", num_steps=20)
+    write, unlink = Path.write_text, Path.unlink
+
+    def guarded(original: Any) -> Any:
+        def guard(self: Path, *values: Any, **settings: Any) -> Any:
+            if self.is_relative_to(run):
+                raise OSError(errno.EROFS, "Read-only file system")
+            return original(self, *values, **settings)
+
+        return guard
+
+    monkeypatch.setattr(Path, "write_text", guarded(write))
+    monkeypatch.setattr(Path, "unlink", guarded(unlink))
+    with pytest.raises(RunError, match=r"cannot write .*report\.html: Read-only file system\. Give another place with --out"):
+        write_report(run)
+    assert write_report(run, tmp_path / "page.html").is_file()
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     run = make_run(tmp_path / "run", num_steps=20)
     with pytest.raises(RunError, match=r"cannot write .*nowhere/page\.html: No such file"):
         write_report(run, tmp_path / "nowhere" / "page.html")
     with pytest.raises(RunError, match="Is a directory"):
         write_report(run, tmp_path)
+    for odd in (Path(), Path("/"), run / "config.yaml" / "page.html", tmp_path / ("a" * 300)):
+        with pytest.raises(RunError, match="cannot write"):
+            write_report(run, odd)
     with pytest.raises(ConfigError, match="holds no run"):
         write_report(tmp_path)
 

@@ -7,7 +7,8 @@ import pytest
 from tests.report.made import make_run
 
 from prefopt.errors import ConfigError
-from prefopt.report.record import read_metrics, read_run
+from prefopt.report.metrics import read_metrics
+from prefopt.report.record import read_run
 
 
 def folder_with(path: Path, metrics: str) -> Path:
@@ -22,7 +23,6 @@ def test_metrics_are_columns_and_the_newest_row(tmp_path: Path):
     assert list(metrics.curve("loss").steps) == [1, 2, 3]
     assert list(metrics.curve("loss").values) == [0.7, 0.6, 0.5]
     assert list(metrics.curve("eval/loss").steps) == [2]
-    assert metrics.last == {"loss": 0.5}
     assert (metrics.last_step, metrics.num_rows, metrics.num_unread) == (3, 3, 0)
     assert metrics.newest("eval/loss") == 0.65
     assert metrics.newest("kl") is None

@@ -7,6 +7,7 @@ import pytest
 from prefopt.report.text import (
     base_name,
     clip,
+    clip_middle,
     clock_time,
     count,
     duration,
@@ -18,9 +19,29 @@ from prefopt.report.text import (
     rate,
     share,
     visible,
+    without_common,
 )
 
 GAP = "\u00a0"
+CHAT = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        ([CHAT.format("How do I fry?"), CHAT.format("How do I boil?")], ["How do I fry?", "How do I boil?"]),  # no line is cut
+        ([CHAT.format("one\ntwo"), CHAT.format("one\nthree")], ["two", "three"]),
+        (["<s>[INST] Why? [/INST]", "<s>[INST] What? [/INST]"], ["<s>[INST] Why? ", "<s>[INST] What? "]),
+        (["\n\nHuman: a\n\nAssistant:", "\n\nHuman: b\n\nAssistant:"], ["Human: a", "Human: b"]),
+        (["Is tea hot?", "Is ice hot?"], ["Is tea hot?", "Is ice hot?"]),
+        (["a\n", "a\nb"], ["", "b"]),
+        (["same\n", "same\n"], ["same\n", "same\n"]),
+        (["one\n"], ["one\n"]),
+        ([], []),
+    ],
+)
+def test_what_all_prompts_share_is_left_out_of_their_titles(texts: list[str], left: list[str]):
+    assert without_common(texts) == left
 
 
 @pytest.mark.parametrize(
@@ -43,6 +64,8 @@ def test_control_characters_are_shown_and_what_scripts_need_is_kept(text: str, s
 def test_a_long_text_is_cut_with_a_word():
     assert clip("abc def", 7) == "abc def"
     assert clip("abc defghi", 4) == "abc […, 6 more characters]"
+    assert clip_middle("abc def", 7) == "abc def"
+    assert clip_middle("abcd to fghij", 5) == "ab […, 9 characters left out, …] ij"
     assert one_line("one\n\n two   three", 40) == "one two three"
     assert one_line("one two three", 7) == "one two …"
 

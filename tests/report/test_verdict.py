@@ -73,12 +73,13 @@ def test_a_good_run_is_told_in_three_sentences(tmp_path: Path):
         "well beyond what chance would give; the margin went from 0 to 0.446 and the loss from 0.693 to 0.545."
     )
     assert found.cost == (
-        "It moved 2.20 nats per answer away from its reference (KL); the chosen answers' log-probability fell by 1.8 nats, that of the "
-        "rejected fell by 6.2 nats; its own answers went from 12 to 29 tokens (4 prompts); 120 steps took 7 min 12 s and at most 1.88 GB."
+        "It moved 2.20 nats per answer away from its reference (KL on the data's answers); the chosen answers' log-probability fell "
+        "by 1.8 nats, that of the rejected fell by 6.2 nats; its own answers went from 12 to 29 tokens (4 prompts); 120 steps took "
+        "7 min 12 s and at most 1.88 GB."
     )
     assert found.advice.startswith("Nothing that the watch looks at speaks against it; read the answers below")
-    assert [sentence.count(". ") for sentence in found.sentences] == [0, 0, 0]
-    assert all(sentence.endswith(".") and sentence[0].isupper() for sentence in found.sentences)
+    assert [sentence.count(". ") for sentence in (found.learned, found.cost, found.advice)] == [0, 0, 0]
+    assert all(sentence.endswith(".") and sentence[0].isupper() for sentence in (found.learned, found.cost, found.advice))
 
 
 def test_a_run_that_learned_nothing_or_the_wrong_thing_is_not_praised(tmp_path: Path):
@@ -136,6 +137,24 @@ def test_where_nothing_was_held_out_no_claim_is_made(tmp_path: Path):
     )
     assert found.learned.endswith("which learning them by heart gives too.")
     assert "eval_fraction" in found.advice
+
+
+def test_the_distance_is_that_on_its_own_answers_where_it_was_measured(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"after": summary["after"] | {"samples/kl": 0.01}}))
+    assert verdict_of(run).cost.startswith("It moved 0.01 nats per answer away from its reference (KL on its own answers); the chosen")
+
+
+def test_a_single_step_has_not_moved_by_nothing(tmp_path: Path):
+    """Metrics are measured before the step, so the first row's KL is 0 whatever the step did."""
+    for done, words in ((1, ""), (2, "It was 0.06 nats per answer away from its reference (KL on the data's answers) about step 2; ")):
+        run = make_run(tmp_path / str(done), state="stopped", num_held_out=0, done=done)
+        rows = [json.loads(line) | {"kl": 0.06 * place} for place, line in enumerate((run / "metrics.jsonl").read_text().splitlines())]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cost = verdict_of(run, "failed", done).cost
+        assert cost.startswith(f"{words}{done} step" if words else "1 step took"), cost
+        assert "moved" not in cost
 
 
 def test_before_the_first_step_and_after_a_single_one(tmp_path: Path):

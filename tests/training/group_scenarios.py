@@ -38,13 +38,13 @@ from prefopt.models.load import checkpoint_activations
 from prefopt.models.policy import EnginePath, Policy, no_dropout, trained_parameters
 from prefopt.models.reference import AdapterOff, FrozenAdapter, FrozenCopy, Reference
 from prefopt.rollout.sample import sample
-from prefopt.training import lifeline, sharding
-from prefopt.training.checkpoint import Checkpoints, Progress, restore
+from prefopt.training.group import lifeline, sharding
+from prefopt.training.group.processes import Processes, join
+from prefopt.training.group.sharding import gathered, shard, wrap
 from prefopt.training.loop import Trainer
 from prefopt.training.optimizer import Schedule, make_optimizer
-from prefopt.training.processes import Processes, join
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.references import InPlace
-from prefopt.training.sharding import gathered, shard, wrap
 from prefopt.trees import token_ids
 
 Weights = dict[str, torch.Tensor]
@@ -107,9 +107,9 @@ def full_disk(trainer: Trainer) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    import prefopt.training.checkpoint
+    import prefopt.training.record.checkpoint
 
-    prefopt.training.checkpoint.save_file = refuse
+    prefopt.training.record.checkpoint.save_file = refuse
 
 
 def stand_still_with_helper(trainer: Trainer) -> None:

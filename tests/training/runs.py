@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefopt.training.narrator import Quiet
 from prefopt.training.run import RunResult, train_with
+from prefopt.training.terminal.narrator import Quiet
 
 TIMES = ("tokens_per_second", "examples_per_second", "seconds", "memory_gb")
 """Metrics that differ from run to run."""

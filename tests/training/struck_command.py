@@ -5,7 +5,7 @@ import sys
 from tests.training.group_scenarios import prepare_trouble
 
 from prefopt.cli import main
-from prefopt.training.processes import place
+from prefopt.training.group.processes import place
 
 if __name__ == "__main__":
     import os

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt.training.available import available_memory
+from prefopt.training.memory.available import available_memory
 
 CPU = torch.device("cpu")
 

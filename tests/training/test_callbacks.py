@@ -11,11 +11,11 @@ from tests.training.runs import Asks, figures, losses, rows, run, weights
 
 import prefopt
 from prefopt.errors import RunError, RunStopped
-from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.folder import RunFolder
-from prefopt.training.logbook import Logbook
-from prefopt.training.narrator import Quiet
-from prefopt.training.watching.watch import Finding
+from prefopt.training.record.callbacks import Callback, RunStart
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.terminal.narrator import Quiet
+from prefopt.training.watching.watched import Finding
 
 SETTINGS: dict[str, Any] = {
     "eval_fraction": 0.33,
@@ -220,6 +220,21 @@ def test_they_change_nothing(model: Path, pairs: str, tmp_path: Path, whole: Pat
     run("dpo", model, pairs, tmp_path / "run", callbacks=[Busy()], **SETTINGS)
     assert figures(tmp_path / "run") == figures(whole)
     assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_bug_in_a_page_neither_fails_a_run_nor_hides_why_one_failed(
+    model: Path, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(folder: Path) -> Path:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("prefopt.training.record.logbook.write_report", fail)
+    narrator = Asks(lambda done: None)
+    run("dpo", model, pairs, tmp_path / "run", narrator=narrator, report=True, max_steps=1)
+    assert "note: the pages about the run cannot be made: KeyError: 'a bug'" in narrator.said
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    with pytest.raises(RunError, match=r"the loss of step 2 is nan"):
+        run("dpo", model, pairs, tmp_path / "nan", report=True, learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=1e30)
 
 
 def test_it_is_part_of_the_public_face():

@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim import AdamW
 
 from prefopt.errors import RunError
-from prefopt.training import checkpoint, folder
-from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
 from prefopt.training.optimizer import make_optimizer
+from prefopt.training.record import checkpoint, folder
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore, verified
 
 FACTS = {"settings": {"method": "dpo", "beta": 0.1}, "data": "fingerprint", "opening": {"before": {"eval/loss": 0.69}}}
 

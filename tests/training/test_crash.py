@@ -20,7 +20,7 @@ import pytest
 from tests.training.crash_server import Blow, Server, flags
 from tests.training.runs import figures
 
-from prefopt.training.checkpoint import Checkpoints, verified
+from prefopt.training.record.checkpoint import Checkpoints, verified
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # Everything at once: several micro-batches, samples, a checkpoint after every step, the best one kept.

@@ -17,7 +17,7 @@ import pytest
 from tests.training.crash_server import Blow, Server, flags, serving
 from tests.training.runs import figures, losses, run, weights
 
-from prefopt.training.checkpoint import Checkpoints, verified
+from prefopt.training.record.checkpoint import Checkpoints, verified
 
 SIZE_K = 4096
 """Of the disk: several checkpoints of half a megabyte fit."""

@@ -23,8 +23,8 @@ from prefopt.data.settings import DataSettings
 from prefopt.errors import PrefoptError, RunError, RunStopped
 from prefopt.models.reference_cache import CacheContext, ReferenceCache
 from prefopt.report.files import RunFiles
-from prefopt.training.checkpoint import Checkpoints, Progress, restore
 from prefopt.training.optimizer import make_optimizer
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore
 
 STEPS = (2, 4, 6)
 

@@ -12,17 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from tests.training.crash_server import Blow, Child, Server, flags
 from tests.training.runs import Asks, figures, losses, run, weights
 
 from prefopt.errors import RunStopped
-from prefopt.training.checkpoint import Checkpoints
-from prefopt.training.interrupt import StopRequest, stop_on_signals
-from prefopt.training.narrator import Quiet
-from prefopt.training.processes import Processes
-
-ONE = Processes(0, 1, torch.device("cpu"))
+from prefopt.training.interrupt import StopRequest, stop_at_once, stop_on_signals
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.terminal.narrator import Quiet
 
 
 class Listening(Quiet):
@@ -39,9 +35,9 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals):
     narrator = Listening()
     stop = StopRequest()
     with stop_on_signals(narrator, stop):
-        assert not stop.agreed(ONE)
+        assert not stop.asked
         signal.raise_signal(number)
-        assert stop.agreed(ONE)
+        assert stop.asked
         assert narrator.said == [f"{number.name}: the step is finished and saved, then the run stops (again: stop at once)"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
@@ -239,19 +235,48 @@ def test_at_once_before_anything_was_saved(server: Server, model_folder: Callabl
     assert len(losses(out)) == 9
 
 
-LOADING = "import signal; from prefopt.training import prepare; prepare.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)"
+LOADING = "import signal; from prefopt.training import prepare; prepare.load_model = lambda *_, **__: signal.raise_signal({number})"
+KEPT = "What was computed of the reference's values is kept in the cache. "
+AGAIN = "Give the same command to start again."
 
 
-def test_one_is_enough_before_the_first_step(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
-    """There is nothing to finish and nothing to save: while the model loads, and while the reference's values are computed."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_is_enough_before_the_first_step(
+    server: Server, model_folder: Callable[..., Path], pairs: str, demonstrations: str, tmp_path: Path, number: signal.Signals
+):
+    """There is nothing to finish and nothing to save, and the same command goes on."""
+    out = tmp_path / "run"
+    prelude = LOADING.format(number=int(number))
+    said = server.run(flags("sft", model_folder(), demonstrations, out), prelude=prelude, code=130)
+    assert said.splitlines()[-1] == f"prefopt: stopped before the first step. {AGAIN}"
+    assert "Traceback" not in said
+    assert list(out.iterdir()) == []
+    words = flags("dpo", model_folder(), pairs, out)
+    said = server.run(words, prelude=prelude, code=130)
+    assert said.splitlines()[-1] == f"prefopt: stopped before the first step. {KEPT}{AGAIN}"
+    server.run(words)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for how in ("--resume", "--overwrite"):
+        said = server.run([*words, how], prelude=prelude, code=130)
+        assert said.splitlines()[-1] == f"prefopt: stopped before the first step. What {out} held is as it was. {KEPT}{AGAIN}"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_was_computed_of_the_reference_is_kept(server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     out = tmp_path / "run"
     words = flags("dpo", model_folder(), pairs, out, max_tokens=90)
-    for settings in ({"prelude": LOADING}, {"blow": Blow("sqlite3.connect", 4, "interrupt", 1)}):
-        said = server.run(words, code=130, **settings)
-        assert said.splitlines()[-1] == "prefopt: stopped"
-        assert "Traceback" not in said
-        assert list(out.iterdir()) == []
+    said = server.run(words, blow=Blow("sqlite3.connect", 4, "interrupt", 1), code=130)
+    assert said.splitlines()[-1] == f"prefopt: stopped before the first step. {KEPT}{AGAIN}"
+    assert "Traceback" not in said
+    assert list(out.iterdir()) == []
     assert "values come from the cache" in server.run(words)
+
+
+def test_the_handler_of_sigterm_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop_at_once():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # While several processes tokenize. A terminal's Ctrl-C reaches all of them.
@@ -285,7 +310,7 @@ def test_no_process_that_tokenizes_is_left_behind(
     if prelude is KILLED:
         assert code == -signal.SIGKILL
     else:
-        assert (code, child.said) == (130, "prefopt: stopped\n")
+        assert (code, child.said) == (130, f"prefopt: stopped before the first step. {KEPT}{AGAIN}\n")
 
 
 def all_gone(child: Child, within_s: float = 20.0) -> None:
@@ -312,8 +337,7 @@ def test_the_end_of_the_terminal_in_a_run(server: Server, model_folder: Callable
     child.kill(signal.SIGHUP)
     (tmp_path / "go").touch()
     assert child.wait() == 130
-    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{len(losses(out)):06d}", "step-000002"][-1:] or len(
-        losses(out)
-    ) == 3
+    assert len(losses(out)) == 3
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000003"]  # the best, and the last
     server.run([*words, "--resume"])
     assert figures(out) == figures(whole)

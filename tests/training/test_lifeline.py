@@ -17,8 +17,8 @@ from tests.training.group_server import Outcome, Server
 from tests.training.runs import losses, rows, run
 
 from prefopt.errors import RunError
-from prefopt.training import lifeline
-from prefopt.training.lifeline import End, is_communication, wait_until
+from prefopt.training.group import lifeline
+from prefopt.training.group.lifeline import End, Lifeline, is_communication, wait_until
 
 
 @pytest.fixture
@@ -132,6 +132,23 @@ def test_a_mistake_that_all_find_is_told_once(groups: Server, pairs: str, tmp_pa
     assert outcome.said[1] == ""
 
 
+def test_one_that_writes_is_given_time_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    """A disk may hang for good; its process would keep its GPU."""
+    ended: list[int] = []
+    monkeypatch.setattr(lifeline.os, "_exit", ended.append)
+    monkeypatch.setattr(lifeline, "LEAVE_S", 0.01)
+    monkeypatch.setattr(lifeline, "SAVE_S", 0.3)
+    line = Lifeline(0, 2, 0)
+    began = time.monotonic()
+    with line.writing:
+        line._leave(End(1, "gone", ""))
+    assert ended == [2]
+    assert time.monotonic() - began > 0.3
+    line.close()
+    line._leave(End(1, "gone", ""))  # it has left by itself
+    assert ended == [2]
+
+
 def test_errors_of_collectives_are_told_from_others():
     assert is_communication(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:31618"))
     assert is_communication(torch.distributed.DistBackendError("NCCL error"))
@@ -174,7 +191,7 @@ def test_a_helper_listens_to_its_own_run_only(helper: tuple[Any, int]):
         connection.sendall(line)
         return connection
 
-    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "token": "guessed"}\n', b"[1, 2]\n", b"x" * 200_000):
+    for line in (b"{}\n{}\n", b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "token": "guessed"}\n', b"[1, 2]\n", b"x" * 200_000):
         with guest(line) as stranger, suppress(ConnectionResetError):  # with words unread
             assert stranger.recv(1) == b""  # hung up
     with guest(b'{"rank": 1, "token": "secret"}\n') as other:

@@ -15,8 +15,8 @@ from tests.training.crash_server import Blow, Server, flags
 from tests.training.runs import Asks, figures, losses, run
 
 from prefopt.errors import RunError
-from prefopt.training.folder import RunFolder
-from prefopt.training.lock import Lock
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.lock import Lock
 
 
 def test_one_at_a_time(tmp_path: Path):

@@ -16,14 +16,15 @@ from prefopt.config import check
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
 from prefopt.models.load import choose_precision
-from prefopt.training import memory, out_of_memory
 from prefopt.training.assemble import method_named, own_settings, settings_for
-from prefopt.training.available import Available
-from prefopt.training.memory import MemoryCheck, check_memory, estimate_memory, size
-from prefopt.training.out_of_memory import explaining_out_of_memory, is_out_of_memory
-from prefopt.training.processes import ALONE
+from prefopt.training.group.processes import ALONE
+from prefopt.training.memory import check as memory
+from prefopt.training.memory import out_of_memory
+from prefopt.training.memory.available import Available
+from prefopt.training.memory.check import MemoryCheck, check_memory, estimate_memory, size
+from prefopt.training.memory.out_of_memory import explaining_out_of_memory, is_out_of_memory
+from prefopt.training.memory.skeleton import read_skeleton
 from prefopt.training.settings import RunSettings
-from prefopt.training.skeleton import read_skeleton
 from prefopt.trees import Completion, PromptTree, token_ids
 
 CPU = torch.device("cpu")
@@ -257,6 +258,8 @@ def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Pa
     assert note is not None
     assert note.startswith(f"note: memory may run out: the run may need {size(total)} (")
     assert "activations of 1,200 positions" in note
+    mixed = [*trees(19, 10), *trees(1, 500)]  # the longest example has a micro-batch to itself
+    assert "activations of 1,500 positions" in (checked(model, 10**5, batch_size=1).note(mixed, "flat") or "")
     assert "activations of 800 positions" in (checked(model, 10**5, batch_size=8).note(trees(20, 25), "plain") or "")
     assert "activations of 600 positions" in (checked(model, 10**5, batch_size=8, processes=2).note(trees(20, 50), "flat") or "")
 

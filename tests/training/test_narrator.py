@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefopt.training import narrator
-from prefopt.training.live import SteadyLive, View
-from prefopt.training.narrator import Quiet, Terminal, clock, figures
-from prefopt.training.outlet import Outlet
-from prefopt.training.shown import METRICS, Pace, number
+from prefopt.training.terminal import narrator
+from prefopt.training.terminal.live import SteadyLive, View
+from prefopt.training.terminal.narrator import Quiet, Terminal
+from prefopt.training.terminal.outlet import Outlet
+from prefopt.training.terminal.shown import METRICS, Pace, clock, figures, number
 from prefopt.training.watching.watched import Finding
 
 ROW = {
@@ -236,6 +238,35 @@ def test_a_terminal_keeps_the_newest_findings_in_sight_and_says_the_others_above
     assert file.getvalue().endswith("step 1, note: The oldest thing.\n  Nothing.\n")
 
 
+SCREENS = [("80", "24"), ("60", "24"), ("40", "12"), ("20", "5")]
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_when_the_view_ends_every_finding_stands_there_in_full(
+    terminal_of: Any, width: str, height: str, error: type[BaseException] | None
+):
+    long = [
+        Finding(name, step, "warning", f"What {name} saw. " * 12, f"What to do against {name}. " * 9, {})
+        for name, step in (("first", 10), ("second", 20), ("third", 30))
+    ]
+    terminal, file = terminal_of(int(width), LINES=height)
+    with suppress(KeyboardInterrupt, RuntimeError), terminal.progress("training", 40) as ticker:
+        for finding in long:
+            ticker.step(finding.step, ROW | HELD_OUT | {"step": finding.step})
+            terminal.finding(finding)
+        if error is not None:
+            raise error
+    left = " ".join(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", file.getvalue()).split())
+    for finding in long:
+        assert left.count(" ".join(f"step {finding.step}, warning: {finding.what} {finding.do}".split())) == 1
+    ending = file.getvalue()[file.getvalue().rindex("30/40") :]
+    assert "What first saw" not in ending  # said above when the third made it go
+    assert "step 20, warning" in ending
+    assert "step 30, warning" in ending
+    assert "\nwarning:" not in ending  # and not a second time in the view that stays
+
+
 def test_an_interruption_leaves_the_cursor_visible(terminal_of: Any):
     terminal, file = terminal_of()
     with pytest.raises(KeyboardInterrupt), terminal.progress("training", 4):
@@ -334,7 +365,7 @@ def test_an_outlet_is_asked_like_the_stream_behind_it():
 
 CHILD = """
 import sys
-from prefopt.training.narrator import Terminal
+from prefopt.training.terminal.narrator import Terminal
 terminal = Terminal(sys.stderr if sys.argv[1] == "err" else sys.stdout)
 row = {"loss": 0.5}
 for step in range(5000):

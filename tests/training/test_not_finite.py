@@ -16,13 +16,14 @@ from tests.training.runs import Asks, losses, pair_rows, rows, run
 from prefopt.errors import RunError
 from prefopt.methods.dpo import DPO, DPOSettings
 from prefopt.methods.method import LossOutput, Method, Term
-from prefopt.training.checkpoint import Checkpoints
-from prefopt.training.folder import RunFolder
-from prefopt.training.loop import Best, Course, NotFinite
-from prefopt.training.narrator import Quiet
+from prefopt.training.loop import Asked, Best, Course
+from prefopt.training.not_finite import NotFinite
 from prefopt.training.order import DataOrder
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.record.folder import RunFolder
 from prefopt.training.run import train
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.narrator import Quiet
 
 SMALL: dict[str, Any] = {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3, "max_length": 128, "device": "cpu", "precision": "float32"}
 SMALL |= {"samples": 0, "report": False, "memory_check": False, "save_every_steps": 2, "keep_checkpoints": 9}
@@ -205,7 +206,7 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best():
         evaluate=None,
         save=lambda course: None,
         record=lambda row: None,
-        stopping=lambda: False,
+        asked=Asked,
     )
     assert not course.compare({"eval/loss": math.nan})
     assert course.best is None

@@ -1,8 +1,15 @@
 """The data order: a function of seed and step."""
 
-import numpy as np
+import json
+from collections.abc import Callable
+from pathlib import Path
 
-from prefopt.training.order import DataOrder
+import numpy as np
+import pytest
+from tests.training.runs import Asks, figures, run
+
+from prefopt.errors import ConfigError
+from prefopt.training.order import DataOrder, _order_of
 
 
 def test_an_epoch_sees_every_example_once():
@@ -20,10 +27,22 @@ def test_batches_straddle_epochs():
     assert [order.epoch_after(step) for step in range(3)] == [0.8, 1.6, 2.0]
 
 
-def test_a_batch_may_be_larger_than_the_data():
-    order = DataOrder(num_examples=3, batch_size=8, seed=0, max_steps=2)
-    assert len(order.examples(0)) == len(order.examples(1)) == 8
-    assert order.num_taken == 16
+def test_an_epoch_is_drawn_once_however_many_steps_it_has():
+    _order_of.cache_clear()
+    order = DataOrder(num_examples=100, batch_size=7, seed=3, epochs=3)
+    stream = np.concatenate([order.examples(step) for step in range(order.num_steps)])
+    assert len(stream) == order.num_taken_before(order.num_steps) == 300
+    assert _order_of.cache_info().misses == 3
+    with pytest.raises(ValueError, match="read-only"):
+        _order_of(100, 3, 2)[0] = 1
+
+
+def test_a_batch_may_be_all_of_the_data_and_no_more():
+    order = DataOrder(num_examples=3, batch_size=3, seed=0, max_steps=2)
+    assert sorted(order.examples(0)) == sorted(order.examples(1)) == [0, 1, 2]
+    assert order.num_taken == 6
+    with pytest.raises(ValueError, match="a step of 4 examples is more than the 3 that there are"):
+        DataOrder(num_examples=3, batch_size=4, seed=0)
 
 
 def test_fractions_of_an_epoch():
@@ -44,3 +63,28 @@ def test_epochs_differ():
 
 def test_epochs_without_end_are_a_number_of_steps():
     assert DataOrder(12, 4, seed=0, epochs=1e308).num_steps == 2**53 // 4
+
+
+@pytest.mark.parametrize("steps", [{"epochs": 3}, {"max_steps": 3}], ids=["epochs", "steps"])
+def test_a_run_takes_no_example_twice_in_a_step(
+    model_folder: Callable[..., Path], pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: dict[str, int]
+):
+    """A batch of a thousand on twelve pairs: steps of twelve, which is said, to the last digit those of `batch_size` 12."""
+    taken: list[list[int]] = []
+    examples = DataOrder.examples
+    monkeypatch.setattr(DataOrder, "examples", lambda self, step: (found := examples(self, step), taken.append(sorted(found)))[0])
+    narrator = Asks(lambda done: None)
+    out = tmp_path / "large"
+    run("dpo", model_folder(), pairs, out, batch_size=1000, narrator=narrator, **steps)
+    assert "batch_size: 12, all examples that there are to train on (the settings say 1000)" in narrator.said
+    assert any(line.startswith("dpo: 3 steps of 12, 3 epochs, ") for line in narrator.said)
+    assert all(indices == list(range(12)) for indices in taken)
+    assert json.loads((out / "manifest.json").read_text())["resolved"]["batch_size"] == 12
+    run("dpo", model_folder(), pairs, tmp_path / "all", batch_size=12, **steps)
+    assert figures(out) == figures(tmp_path / "all")
+    assert len(figures(out)) == 3
+
+
+def test_no_batch_takes_all_memory(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"batch_size: .*100000"):
+        run("dpo", model_folder(), pairs, tmp_path / "run", batch_size=10**12)

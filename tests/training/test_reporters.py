@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from prefopt.errors import ConfigError, RunStopped
-from prefopt.training import reporters
-from prefopt.training.callbacks import Callback, RunStart
-from prefopt.training.folder import RunFolder
-from prefopt.training.reporters import flat, make_reporters
+from prefopt.training.record import reporters
+from prefopt.training.record.callbacks import Callback, RunStart
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.reporters import flat, make_reporters
 from prefopt.training.watching.watched import Finding
 
 MANIFEST = {

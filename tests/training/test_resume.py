@@ -17,12 +17,13 @@ from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, wei
 
 import prefopt
 from prefopt.errors import ConfigError, RunError, RunStopped
-from prefopt.training import environment
+from prefopt.report.files import read_lines
 from prefopt.training.assemble import method_named, settings_for
-from prefopt.training.callbacks import RunStart
-from prefopt.training.narrator import Quiet
-from prefopt.training.resume import ELSEWHERE, FREE, ROUNDING
+from prefopt.training.record import environment
+from prefopt.training.record.callbacks import RunStart
+from prefopt.training.record.resume import ELSEWHERE, FREE, ROUNDING
 from prefopt.training.run import train_with
+from prefopt.training.terminal.narrator import Quiet
 
 SAME: dict[str, Any] = {"eval_fraction": 0.33, "epochs": 3, "eval_every_steps": 2, "save_every_steps": 1, "samples": 1, "sample_tokens": 4}
 """Settings of the run that is gone on with: seven steps."""
@@ -32,6 +33,7 @@ FREELY: dict[str, Any] = {
     "early_stop": 50,
     "samples": 3,
     "sample_tokens": 7,
+    "save_every_minutes": 1e-6,
     "save_every_steps": 5,
     "keep_checkpoints": 1,
     "keep_best": False,
@@ -222,6 +224,15 @@ def test_changed_held_out_data_is_refused(model: Path, pairs: str, tmp_path: Pat
         run("dpo", model, pairs, out, resume=True)
     same = write_rows(tmp_path / "same.jsonl", pair_rows()[:4])
     assert run("dpo", model, pairs, out, eval_data=same, resume=True).summary["steps"] == 6
+
+
+def test_held_out_examples_keep_their_figures_when_their_file_gets_another_name(model: Path, pairs: str, tmp_path: Path):
+    out = tmp_path / "run"
+    stopped_at(2, model, pairs, out, eval_data=write_rows(tmp_path / "held_out.jsonl", pair_rows()[:4]))
+    before = [line["before"] for line in read_lines(out / "held_out.jsonl")]
+    run("dpo", model, pairs, out, eval_data=write_rows(tmp_path / "renamed.jsonl", pair_rows()[:4]), resume=True)
+    assert [line["before"] for line in read_lines(out / "held_out.jsonl")] == before
+    assert all(before)
 
 
 def test_a_changed_model_is_refused(model: Path, make_model: Callable[..., Any], pairs: str, tmp_path: Path):

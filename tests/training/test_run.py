@@ -28,9 +28,9 @@ from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.load import Precision, load_model
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.settings import ModelSettings
-from prefopt.training.narrator import Quiet
 from prefopt.training.run import train, train_with
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.narrator import Quiet
 from prefopt.trees import Completion, PromptTree, token_ids
 
 LOG_2 = math.log(2)
@@ -632,6 +632,29 @@ def test_a_model_is_not_deleted_before_it_is_trained(finished: Path, model: Path
         with pytest.raises(RunError, match=r"lies in .*, and --overwrite would delete it before it is trained"):
             run("dpo", settings.pop("model"), pairs, copied, overwrite=True, **settings)
     assert weights(copied) == weights(finished)
+
+
+def test_nor_is_the_base_of_an_adapter_that_is_trained(model: Path, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run("sft", model, pairs, tmp_path / "base", max_steps=1)
+    run("dpo", tmp_path / "base", pairs, tmp_path / "adapter", max_steps=1, lora_rank=2)
+    before = weights(tmp_path / "base")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (tmp_path / "adapter", "~/base/model"):
+        with pytest.raises(RunError, match=r"base.* lies in .*, and --overwrite would delete it before it is trained"):
+            run("dpo", name, pairs, tmp_path / "base", overwrite=True, max_steps=1)
+    assert weights(tmp_path / "base") == before
+
+
+def test_a_run_that_is_refused_keeps_its_dropped_rows(model: Path, tmp_path: Path):
+    one, other = ({"prompt": "a", "chosen": answer, "rejected": answer} for answer in ("b", "c"))
+    first = write_rows(tmp_path / "first.jsonl", [*pair_rows(), one])
+    second = write_rows(tmp_path / "second.jsonl", [*pair_rows()[1:], other])
+    run("dpo", model, first, tmp_path / "run", on_bad_row="drop", max_steps=1)
+    before = (tmp_path / "run" / "dropped.jsonl").read_bytes()
+    for how in ({"resume": True}, {"overwrite": True, "max_tokens": 16}):
+        with pytest.raises(RunError):
+            run("dpo", model, second, tmp_path / "run", on_bad_row="drop", max_steps=1, **how)
+        assert (tmp_path / "run" / "dropped.jsonl").read_bytes() == before
 
 
 def test_dropped_rows_lie_beside_the_run(model: Path, tmp_path: Path):

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from tests.training.group_scenarios import draw_samples, look_and_step, steps
 from tests.training.group_server import Outcome, Server
-from tests.training.runs import figures, losses, rows, run, weights
+from tests.training.runs import figures, losses, run, weights
 from torch import nn
 
 from prefopt.engine.head import HeadShape
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
-from prefopt.training.processes import ALONE
-from prefopt.training.sharding import SharedFile, layers_of, like, weights_sample, wrap
+from prefopt.training.group.processes import ALONE
+from prefopt.training.group.sharding import SharedFile, layers_of, like, wrap
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"method": "dpo", "lora": False, "tied": True, "reference": "copy"},
@@ -130,12 +130,6 @@ def test_one_process_needs_no_wrapping(make_model):
     torch.testing.assert_close(like(torch.zeros(4), value), value)
 
 
-def test_a_sample_of_the_weights_tells_models_apart(make_model):
-    first, same, other = make_model(seed=0), make_model(seed=0), make_model(seed=1)
-    assert weights_sample(first) == weights_sample(same) != weights_sample(other)
-    assert weights_sample(first.bfloat16()) != weights_sample(same)
-
-
 def test_a_file_that_is_shared_comes_in_its_order(tmp_path: Path):
     from safetensors.torch import save_file
 
@@ -192,7 +186,6 @@ def test_a_run_is_that_of_one_process(runs, kind: str, parallel: str):
     summary = json.loads((two / "summary.json").read_text())
     assert summary["num_processes"] == 2
     if kind == "full":
-        assert (two / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text() or len(rows(two)) == len(rows(one))
         lines = [[json.loads(line)["text"] for line in (out / "samples.jsonl").read_text().splitlines()] for out in (two, one)]
         assert lines[0][:2] == lines[1][:2]  # before training: the same model
 

@@ -14,9 +14,9 @@ from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Te
 from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.policy import EnginePath, Policy, no_dropout, trained_parameters
 from prefopt.models.reference import FrozenCopy
+from prefopt.training.group.processes import Processes
 from prefopt.training.loop import NotFinite, Trainer
 from prefopt.training.optimizer import Schedule, make_optimizer
-from prefopt.training.processes import Processes
 from prefopt.trees import Completion, PromptTree, TokenIds, token_ids
 
 ONE_PROCESS = Processes(0, 1, torch.device("cpu"))
@@ -238,7 +238,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_model):
     with torch.no_grad():
         one.policy.model.lm_head.weight[7] = float("nan")
     before = {name: parameter.clone() for name, parameter in one.policy.named_parameters()}
-    with pytest.raises(RunError, match=r"the loss of step 3 is nan; the weights were not changed.*data\.jsonl:5"):
+    with pytest.raises(
+        RunError,
+        match=r"the loss of step 3 is nan; since the update of step 2 the weights of model\.transformer\.wte\.weight are not finite",
+    ):
         one.step([PromptTree(tree.prompt_ids, tree.completions, row_id="data.jsonl:5") for tree in pairs(2)], 2, {})
     for name, parameter in one.policy.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0)

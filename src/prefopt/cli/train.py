@@ -15,20 +15,25 @@ that follow each other, `stages: [sft, dpo]`, where a stage's own settings stand
 
 def by_file(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="YAML file that names a method or stages; flags beside it win.", negative=())] = None,
+    config: Annotated[
+        Path | None,
+        Parameter(
+            help="YAML file that names a method or stages, or manifest.json of a run, to run it again; flags beside it win.", negative=()
+        ),
+    ] = None,
 ) -> None:
     """Run what a YAML file says: one method, or several stages."""
     from prefopt.cli.flags import parse  # the group's help needs none of this
     from prefopt.cli.train_method import panels, stages_with, train_with
-    from prefopt.config import read_yaml
     from prefopt.training.assemble import method_named
+    from prefopt.training.record.again import read_config
 
     if config is None:
         if words and not words[0].startswith("-"):
             method_named(words[0])  # is no method, and says so
         names = ", ".join(row.name for row in METHODS)
         raise ConfigError(f"name a method ({names}) or a YAML file: prefopt train METHOD ..., prefopt train --config run.yaml")
-    values = read_yaml(config)
+    values = read_config(config)
     if ("method" in values) == ("stages" in values):
         raise ConfigError(f"{config} must say what to run: either `method: dpo`, or `stages: [sft, dpo]`.")
     if "method" in values:

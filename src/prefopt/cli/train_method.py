@@ -10,20 +10,21 @@ from typing import Any
 from cyclopts import App
 
 from prefopt.cli.flags import Given, Panel, command, parse
-from prefopt.config import Setting, Settings, read_yaml, underscored
+from prefopt.config import Setting, Settings, underscored
 from prefopt.data.settings import DataSettings
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.methods.table import METHODS
 from prefopt.models.settings import ModelSettings
 from prefopt.training.assemble import groups_for, method_named, settings_for
+from prefopt.training.record.again import Again, is_manifest, read_config
 from prefopt.training.settings import RunSettings
 
 
 class ConfigFlag(Settings):
     """The flag that is no key of the file."""
 
-    config: Path | None = Setting(None, help="YAML file of settings; flags beside it win.")
+    config: Path | None = Setting(None, help="YAML file of settings, or manifest.json of a run, to run it again; flags beside it win.")
 
 
 def shared_panels(defaults: Mapping[str, str] | None = None) -> list[Panel]:
@@ -61,8 +62,13 @@ def method_app(name: str) -> App:
 def train_with(name: str, given: Given) -> None:
     """Train with a method, by the flags and the file that they name."""
     path = given.values.pop("config", None)
+    again = None
     if path is not None:
-        in_file = read_yaml(Path(path))
+        in_file = read_config(Path(path))
+        if is_manifest(in_file):
+            again = Again(Path(path), in_file, frozenset(given.values))
+            resume = str(given.values.get("resume", "off")).lower() in ("on", "true", "yes", "1")
+            in_file = again.settings(out=given.values.get("out"), resume=resume)
         if "stages" in in_file:
             raise ConfigError(f"{path} runs stages, not one method: prefopt train --config {path}")
         if (other := in_file.pop("method", name)) != name:
@@ -71,7 +77,7 @@ def train_with(name: str, given: Given) -> None:
     settings = given.check(settings_for(method_named(name)))
     from prefopt.training.run import train  # loads torch, which takes seconds: only once the settings are right
 
-    train(name, settings)
+    train(name, settings, again=again)
 
 
 def stages_with(values: Mapping[str, Any], words: Sequence[str], *, source: str) -> None:

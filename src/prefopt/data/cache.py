@@ -40,9 +40,8 @@ class Entry:
 
 
 def cache_folder(given: Path | None) -> Path:
-    """The folder of token caches: the setting's, $PREFOPT_CACHE's, or ~/.cache/prefopt."""
-    base = given or Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt")
-    return base.expanduser() / "tokens"
+    """The folder of all caches: the setting's, $PREFOPT_CACHE's, or ~/.cache/prefopt."""
+    return (given or Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt")).expanduser()
 
 
 def key_of(parts: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ class Dataset:
     Attributes:
         trees: in the order of their rows.
         summary: what was read, dropped, cut and altered.
+        dropped_rows: the rows that were left out, as `write_dropped` writes them.
         first_example: the first tree as text, with marks where prompt and completions begin.
         fingerprint: of what the trees hold, wherever their rows stood.
         chat_template: the template that rendered the chats, to be saved with the model; None where there was no chat.
@@ -46,6 +47,7 @@ class Dataset:
 
     trees: tuple[PromptTree, ...]
     summary: DataSummary
+    dropped_rows: Sequence[Mapping[str, Any]]
     first_example: str
     fingerprint: str
     chat_template: str | None = None
@@ -63,9 +65,7 @@ class Checked:
     num_rows: int
 
 
-def load(
-    given: Sequence[str], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", *, kind: Kind, dropped_file: Path | None = None
-) -> Dataset:
+def load(given: Sequence[str], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", *, kind: Kind) -> Dataset:
     """The trees of all sources, from the cache where the same was asked before.
 
     Args:
@@ -73,7 +73,6 @@ def load(
         settings: how to read them; its own `data` and `eval_data` are not looked at.
         tokenizer: of the model that will read the trees.
         kind: pairs, or demonstrations.
-        dropped_file: where to write rows that are left out, one JSON line each; None: they are counted only.
 
     Raises:
         DataError: a source that cannot be read, a format that is not recognised, bad rows where `on_bad_row` is
@@ -82,7 +81,7 @@ def load(
     began = time.perf_counter()
     found = sources.find(given)
     opened = [sources.read(place) for place in found.places]
-    folder = cache.cache_folder(settings.cache_dir)
+    folder = cache.cache_folder(settings.cache_dir) / "tokens"
     key = cache.key_of(key_parts(opened, settings, tokenizer, kind))
     entry = cache.load(folder, key)
     if entry is None:
@@ -91,11 +90,18 @@ def load(
         from_cache = False
     else:
         from_cache = True
-    write_dropped(entry.about["dropped_rows"], dropped_file)
     summary = DataSummary.from_dict(entry.about["summary"])
     summary = replace(summary, ignored=found.ignored, from_cache=from_cache, seconds=round(time.perf_counter() - began, 4))
     about = entry.about
-    return Dataset(entry.trees, summary, about["first_example"], about["fingerprint"], about["chat_template"], about["end_of_turn"])
+    return Dataset(
+        entry.trees,
+        summary,
+        about["dropped_rows"],
+        about["first_example"],
+        about["fingerprint"],
+        about["chat_template"],
+        about["end_of_turn"],
+    )
 
 
 def score_of(settings: DataSettings) -> Literal["completion", "assistant"]:
@@ -315,13 +321,13 @@ def nothing_left(num_rows: int, dropped: Sequence[Dropped]) -> str:
     return f"none of the {num_rows} rows can be used ({counts}). The first, {first.location}: {first.reason}: {first.detail}.{hint}"
 
 
-def write_dropped(dropped: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+def write_dropped(dropped: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes the rows that were left out, one JSON line each; no file where there is none.
 
     Raises:
         DataError: the file cannot be written.
     """
-    if path is None or not dropped:
+    if not dropped:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

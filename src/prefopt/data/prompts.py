@@ -14,7 +14,7 @@ from prefopt.data import readers, sources
 from prefopt.data.examples import Conversation, Fields, Message
 from prefopt.data.formats import FORMATS, instruction_prompt, is_text, is_turns, with_system
 from prefopt.data.recognise import OTHER_NAMES, check_columns, check_mapping, columns_of, first_fit, mapping_for, rename
-from prefopt.data.rows import SHOWN, Dropped, Row, RowFault, clip
+from prefopt.data.rows import Dropped, Row, RowFault, clip, listed
 from prefopt.data.template import Chat, Rendered, chat_of
 from prefopt.data.tokenize import Grower, TreeOptions, opening
 from prefopt.errors import ConfigError, DataError
@@ -159,12 +159,12 @@ def read_prompts(given: str, columns: Mapping[str, str]) -> tuple[list[Prompt], 
     """
     check_mapping(columns)
     if given == "-":
-        lines = stdin_lines()
-        if not any(line.lstrip().startswith(b"{") for line in lines[:1]):
-            return text_prompts(lines, "stdin")
-        read = [("stdin", list(readers.json_lines(b"\n".join(lines), "stdin")))]
+        content = stdin_content()
+        if not content.lstrip().startswith(b"{"):
+            return text_prompts(content, "stdin")
+        read = [("stdin", list(readers.json_lines(content, "stdin")))]
     elif given.lower().endswith((".txt", ".txt.gz")):
-        return text_prompts(file_lines(Path(given)), Path(given).name)
+        return text_prompts(file_content(sources.at_home(given)), Path(given).name)
     else:
         opened = [sources.read(place) for place in sources.find([given]).places]
         read = [(source.name, source.rows()) for source in opened]
@@ -175,41 +175,46 @@ def read_prompts(given: str, columns: Mapping[str, str]) -> tuple[list[Prompt], 
         mapping = mapping_for(rows, columns)
         for row in rows:
             prompt = row if isinstance(row, Dropped) else prompt_of(Row(row.location, rename(row.value, mapping)))
-            (prompts if isinstance(prompt, Prompt) else faulty).append(prompt)  # type: ignore[arg-type]  # each to its own list
+            if isinstance(prompt, Prompt):
+                prompts.append(prompt)
+            else:
+                faulty.append(prompt)
     if not prompts:
         raise DataError(nothing_to_ask(given, [row for _, rows in read for row in rows], faulty))
     return prompts, faulty
 
 
-def stdin_lines() -> list[bytes]:
-    """The lines of standard input that are not blank.
+def stdin_content() -> bytes:
+    """What is piped in.
 
     Raises:
-        DataError: nothing is piped in.
+        DataError: nothing is, or nothing but blanks, or text in another encoding.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("`-` reads prompts from standard input, and nothing is piped in. To type prompts, use prefopt chat.")
-    lines = [line for line in sys.stdin.buffer.read().removeprefix(readers.BOM).split(b"\n") if line.strip()]
-    if not lines:
+    content = readers.without_mark(sys.stdin.buffer.read(), "standard input")
+    if not content.strip():
         raise DataError("standard input is empty. Pipe one prompt per line into the command, or JSON lines.")
-    return lines
+    return content
 
 
-def file_lines(path: Path) -> list[bytes]:
-    """The lines of a text file.
+def file_content(path: Path) -> bytes:
+    """What a text file holds.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or holds no UTF-8.
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.{sources.near_paths(path)}") from None
+    except FileNotFoundError:
+        raise DataError(f"{clip(str(path))} does not exist{sources.near_paths(path)}.") from None
+    except (OSError, ValueError) as error:  # a ValueError: a NUL character in the name
+        raise DataError(f"{clip(str(path))} cannot be read: {sources.why(error)}.") from None
     content = readers.gunzip(content, str(path)) if path.name.lower().endswith(".gz") else content
-    return content.removeprefix(readers.BOM).split(b"\n")
+    return readers.without_mark(content, path.name)
 
 
-def text_prompts(lines: Sequence[bytes], name: str) -> tuple[list[Prompt], list[Dropped]]:
+def text_prompts(content: bytes, name: str) -> tuple[list[Prompt], list[Dropped]]:
     """One prompt per line that is not blank.
 
     Raises:
@@ -217,7 +222,7 @@ def text_prompts(lines: Sequence[bytes], name: str) -> tuple[list[Prompt], list[
     """
     prompts: list[Prompt] = []
     faulty: list[Dropped] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         location = f"{name}:{number}"
@@ -244,7 +249,7 @@ def training_prompt(row: Fields) -> Content | None:
     entry = first_fit(row.columns, FORMATS)
     if entry is None:
         return None
-    for kind in dict.fromkeys((entry.kind, "demonstration" if entry.kind == "pair" else entry.kind)):
+    for kind in dict.fromkeys((entry.kind, "demonstration")):
         try:
             return entry.read(row, kind).prompt or None
         except RowFault:
@@ -292,17 +297,19 @@ def refuse_faulty(faulty: Sequence[Dropped], num_rows: int) -> None:
         DataError: names the first of them, and how to leave them out.
     """
     if faulty:
-        lines = [f"{len(faulty)} of {num_rows} rows hold no prompt that can be asked:"]
-        lines += [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in faulty[:SHOWN]]
-        lines += [f"  … and {len(faulty) - SHOWN} more"] if len(faulty) > SHOWN else []
-        raise DataError("\n".join([*lines, "Mend the rows, or leave them out with --on-bad-row drop."]))
+        head = f"{len(faulty)} of {num_rows} rows hold no prompt that can be asked:"
+        raise DataError("\n".join([head, *listed(faulty), "Mend the rows, or leave them out with --on-bad-row drop."]))
 
 
-def check_system(system: str | None, text_as: TextAs) -> None:
-    """A system message needs a chat to stand in.
+def refuse_unread(text_as: TextAs, **given: object) -> None:
+    """Settings of chats where there is no chat.
+
+    Args:
+        text_as: how prompts are read, chats among them included.
+        given: name of a setting -> its value.
 
     Raises:
-        ConfigError: prompts are raw text.
+        ConfigError: prompts are raw text, and one is given.
     """
-    if system is not None and text_as == "raw":
-        raise ConfigError("system opens a chat, and these prompts are raw text. Leave it out, or give --text-as chat.")
+    if text_as == "raw" and (unread := [name for name, value in given.items() if value]):
+        raise ConfigError(f"{', '.join(unread)}: for chats, and these prompts are raw text. Leave it out, or give --text-as chat.")

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,7 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Unreadable:
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
-    keys = [key for key, _ in pairs]
-    twice = next(key for key in keys if keys.count(key) > 1)
+    [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
     return Unreadable(f"an object that gives `{clip(twice)}` more than once", [list(pair) for pair in pairs])
 
 

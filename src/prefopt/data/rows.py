@@ -6,7 +6,7 @@ place, its reason and what the row held, so that nothing disappears without bein
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -127,14 +127,15 @@ def stop_at_bad_rows(bad: list[Dropped], num_rows: int) -> None:
     if not bad:
         return
     counts = ", ".join(f"{reason} {count}" for reason, count in count_reasons(bad).items())
-    lines = [f"{len(bad)} of {num_rows} rows cannot be used ({counts}):"]
-    lines += [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in bad[:SHOWN]]
-    if len(bad) > SHOWN:
-        lines.append(f"  … and {len(bad) - SHOWN} more")
-    lines.append(
-        "Mend the rows, or leave them out with `--on-bad-row drop`, which writes each with its reason to dropped.jsonl beside the run."
-    )
-    raise DataError("\n".join(lines))
+    head = f"{len(bad)} of {num_rows} rows cannot be used ({counts}):"
+    advice = "Mend the rows, or leave them out with `--on-bad-row drop`, which writes each with its reason to dropped.jsonl beside the run."
+    raise DataError("\n".join([head, *listed(bad), advice]))
+
+
+def listed(bad: Sequence[Dropped]) -> list[str]:
+    """The first of them, a line each, and how many more there are."""
+    more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    return [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in bad[:SHOWN]] + more
 
 
 def clip(value: object) -> str:

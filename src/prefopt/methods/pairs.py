@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefopt.methods.maths import divergence
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,9 +20,9 @@ def pair_metrics(policy: TokenLogps, reference: ReferenceLogps, batch: TreeBatch
     """Metrics of each pair, [B], detached.
 
     `rewards/*` are implicit rewards β·(ℓ − ref). `rewards/accuracy` is 1 where the chosen one is larger and ½ on a tie, so
-    that it starts at one half. `kl` is Schulman's k2 estimate, ½·Σ_t (log π − log ref)², averaged over both completions:
-    how far the policy has moved on the data's tokens, in nats. It estimates KL(policy ‖ reference) near the reference only;
-    for samples of the policy see `prefopt.evaluate.kl`.
+    that it starts at one half. `kl` sums `divergence` over the tokens of each completion, and is the mean of the two: how far
+    the policy has moved on the data's tokens, in nats. It estimates KL(policy ‖ reference) as far as the data's answers
+    are like the models' own; for samples of the policy see `prefopt.evaluate.kl`.
     """
     policy = policy.detach()
     logps_C, ref_C = policy.sum(), reference.sum()
@@ -35,7 +37,7 @@ def pair_metrics(policy: TokenLogps, reference: ReferenceLogps, batch: TreeBatch
         "logps/rejected": logps_rejected_B,
     }
     if reference.has_tokens:
-        moved_C = policy.sum_tokens((policy.values_N - reference.values_N).square() / 2)
+        moved_C = policy.sum_tokens(divergence(policy.values_N - reference.values_N))
         kl_chosen_B, kl_rejected_B = batch.as_pairs(moved_C)
         metrics["kl"] = (kl_chosen_B + kl_rejected_B) / 2
     return metrics

@@ -11,7 +11,7 @@ Shapes: C completions, B trees, N scored tokens.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -135,6 +135,20 @@ class CachedReference:
             digest.update(key)
             digest.update(self.values[key].tobytes())
         return digest.hexdigest()
+
+    def sample(self, keys: Iterable[str] | None = None, *, num: int = 64) -> dict[str, float]:
+        """Mean values per token, in nats, of some texts by their key: what tells rounding from another function.
+
+        Args:
+            keys: of the texts, as this gave them before; those that are not there are left out. None: some of all.
+            num: how many, where no keys are given.
+        """
+        if keys is None:
+            all_keys = sorted(key for key, values in self.values.items() if len(values))
+            wanted = all_keys[:: max(1, -(-len(all_keys) // num))]
+        else:
+            wanted = [key for key in map(bytes.fromhex, keys) if key in self.values]
+        return {key.hex(): float(self.values[key].mean(dtype=np.float64)) for key in wanted}
 
     def logps(self, batch: TreeBatch) -> TokenLogps:
         """The values of the batch's completions and scored prompts.

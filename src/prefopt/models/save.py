@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from prefopt.disk import flush
+from prefopt.disk import draft_of, replace_folder
 from prefopt.errors import RunError
 from prefopt.models.load import LoadedModel
 from prefopt.models.policy import transformers_logging_at
@@ -38,9 +38,8 @@ def save_model(
         RunError: the folder cannot be written; what it held is as it was.
     """
     own_weights: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
-    draft, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
-    for left in (draft, old) if folder.exists() else (draft,):  # by a process that was killed while writing
-        shutil.rmtree(left, ignore_errors=True)
+    draft = draft_of(folder)
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed while writing
     try:
         draft.mkdir(parents=True)
         if loaded.adapter is not None:
@@ -60,17 +59,9 @@ def save_model(
             loaded.tokenizer.save_pretrained(draft)
         finally:
             loaded.tokenizer.chat_template = own_template
-        for path in (*draft.rglob("*"), draft):
-            flush(path)
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-        flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(draft, folder)
     except Exception as error:  # for a full disk OSError, SafetensorError, and a bare Exception from tokenizers
         shutil.rmtree(draft, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise RunError(
             f"cannot write the model to {folder}: {error}. Make room and go on with --resume: the last checkpoint has the weights."
         ) from None

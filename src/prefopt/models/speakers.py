@@ -45,12 +45,10 @@ class Weights:
     """Where the weights of one speaker are.
 
     Attributes:
-        name: as the user gave it, for messages.
         source: folder or hub name of the whole model.
         adapter: folder or hub name of the adapter on it; None: the model alone.
     """
 
-    name: str
     source: str
     adapter: str | None
 
@@ -62,7 +60,7 @@ class Weights:
             ModelError: as `prefopt.models.load.locate`.
         """
         source, own = locate(model)
-        return cls(adapter or model, source, own if adapter is None else adapter_folder(adapter))
+        return cls(source, own if adapter is None else adapter_folder(adapter))
 
     def settings(self, trust_remote_code: bool) -> ModelSettings:
         """What loads it: an adapter by its own name where it names this base, for its tokenizer has the tokens that were added for it."""

@@ -60,6 +60,8 @@ class PromptSettings(Settings):
             raise ValueError("give prompts as a file (--prompts FILE, or --prompts - for standard input) or as words (--prompt TEXT...)")
         if self.prompts is None and {"columns", "on_bad_row"} & self.model_fields_set:
             raise ValueError("columns and on_bad_row are about a file of prompts: give --prompts")
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite is about the file that out names: give --out")
         return self
 
 

@@ -24,9 +24,11 @@ from prefopt.data.rows import Dropped, RowFault
 from prefopt.errors import ConfigError, DataError, RunError
 from prefopt.pipeline.answer_settings import GenerateSettings
 from prefopt.pipeline.screen import Column, Page, rule
-from prefopt.pipeline.voices import Voice, Voices, open_voices
+from prefopt.pipeline.voices import Voice, Voices, explaining_out_of_memory, open_voices
+from prefopt.report.text import plural
 from prefopt.rollout.sample import sample
-from prefopt.training.narrator import Terminal, Ticker, clock
+from prefopt.training.terminal.narrator import Terminal, Ticker
+from prefopt.training.terminal.shown import clock
 from prefopt.trees import Completion, PromptTree, TokenIds
 
 GROUP = 64
@@ -69,6 +71,9 @@ class Answered:
     answers: Mapping[str, Answer]
 
 
+@explaining_out_of_memory(
+    "Lower batch_size or max_new_tokens, or leave the reference out with --reference none; the answers so far are written."
+)
 def generate(settings: GenerateSettings) -> None:
     """Answer prompts, and write the answers to a file or to standard output.
 
@@ -77,8 +82,9 @@ def generate(settings: GenerateSettings) -> None:
     """
     began = time.perf_counter()
     narrator = Terminal()
-    if settings.out is not None:
-        check_out(settings.out, overwrite=settings.overwrite)
+    out = None if settings.out is None else settings.out.expanduser()
+    if out is not None:
+        check_out(out, overwrite=settings.overwrite)
     prompts, faulty = given_prompts(settings)
     if settings.on_bad_row == "stop":
         refuse_faulty(faulty, len(prompts) + len(faulty))
@@ -94,14 +100,14 @@ def generate(settings: GenerateSettings) -> None:
     for line in [*voices.lines(), *notes_on(voices, fitted, num_dropped=num_rows - len(prompts))]:
         narrator.say(line)
     written: list[Answered] = []
-    show, close = writer(settings, voices, len(prompts))
+    write, end = writer(out, settings, voices, len(prompts))
     try:
         with progress(narrator, settings, len(prompts) * settings.num_per_prompt * len(voices.all)) as ticker:
             for answered in answer_all(voices, prompts, fitted, settings, ticker):
-                show(answered)
+                write(answered)
                 written.append(answered)
     finally:
-        close()
+        end()
         if written and len(written) < len(prompts) * settings.num_per_prompt:
             narrator.say(f"broken off: {len(written)} of {len(prompts) * settings.num_per_prompt} answers of each model are written")
     for line in closing(voices, written, settings, time.perf_counter() - began):
@@ -138,10 +144,10 @@ def fit_all(voices: Voices, prompts: Sequence[Prompt]) -> tuple[list[Prompt], li
 
 def notes_on(voices: Voices, fitted: Sequence[Sequence[Fitted]], *, num_dropped: int) -> list[str]:
     """What was left out or cut."""
-    notes = [f"note: {counted(num_dropped, 'row')} left out"] if num_dropped else []
+    notes = [f"note: {plural(num_dropped, 'row')} left out"] if num_dropped else []
     for voice, mine in zip(voices.all, fitted, strict=True):
         if num_cut := sum(bool(one.num_cut) for one in mine):
-            notes.append(f"note: {counted(num_cut, 'prompt')} cut on the left: the {voice.role} reads {voice.speaker.context} tokens")
+            notes.append(f"note: {plural(num_cut, 'prompt')} cut on the left: the {voice.role} reads {voice.speaker.context} tokens")
     return notes
 
 
@@ -161,7 +167,11 @@ def answer_all(
                     ticker.step(before + count, {})
 
             asked = [one.ids for one in mine[part]]
-            drawn[voice.role] = draw(voice, asked, settings, seed=derived(settings.seed, start) if start else settings.seed, done=tell)
+            # Who is to score an answer must have room for it too.
+            readers = zip(voices.all, fitted, strict=True) if settings.logps else [(voice, mine)]
+            each = [reader.rooms(theirs[part], settings.max_new_tokens) for reader, theirs in readers]
+            seed = derived(settings.seed, start) if start else settings.seed
+            drawn[voice.role] = draw(voice, asked, [*map(min, zip(*each, strict=True))], settings, seed=seed, done=tell)
             done += len(asked) * settings.num_per_prompt
         logps = score(voices, [mine[part] for mine in fitted], drawn) if settings.logps else {}
         for index, prompt in enumerate(prompts[part]):
@@ -175,10 +185,10 @@ def answer_all(
 
 
 def draw(
-    voice: Voice, prompts: Sequence[TokenIds], settings: GenerateSettings, *, seed: int, done: Callable[[int], None]
+    voice: Voice, prompts: Sequence[TokenIds], rooms: Sequence[int], settings: GenerateSettings, *, seed: int, done: Callable[[int], None]
 ) -> list[list[TokenIds]]:
     """Answers of one voice to a group of prompts."""
-    rooms = [stepped(voice.room(prompt, settings.max_new_tokens), settings.max_new_tokens) for prompt in prompts]
+    rooms = [stepped(room, settings.max_new_tokens) for room in rooms]
     answers: list[list[TokenIds]] = [[] for _ in prompts]
     counted = 0
     with voice.speaker.speaking() as model:
@@ -255,28 +265,29 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     Raises:
         RunError: it is there already, or its folder cannot be made.
     """
-    if out.is_dir():
-        raise RunError(f"{out} is a folder. Give a file as out, for example {out / 'answers.jsonl'}.")
-    if out.exists() and not overwrite:
-        raise RunError(f"{out} exists. Give another file as out, or --overwrite to replace it.")
     try:
+        if out.is_dir():
+            raise RunError(f"{out} is a folder. Give a file as out, for example {out / 'answers.jsonl'}.")
+        if out.exists() and not overwrite:
+            raise RunError(f"{out} exists. Give another file as out, or --overwrite to replace it.")
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make the folder {out.parent}: {error.strerror}. Give a file that can be written as out.") from None
+        raise RunError(f"cannot make {out}: {error.strerror}. Give a file that can be written as out.") from None
 
 
-def writer(settings: GenerateSettings, voices: Voices, num_prompts: int) -> tuple[Callable[[Answered], None], Callable[[], None]]:
+def writer(
+    out: Path | None, settings: GenerateSettings, voices: Voices, num_prompts: int
+) -> tuple[Callable[[Answered], None], Callable[[], None]]:
     """What writes an answered prompt, and what closes the file behind it.
 
     Raises:
         RunError: the file cannot be written.
     """
     several = settings.num_per_prompt > 1
-    if settings.out is None:
+    if out is None:
         console = Console(highlight=False, emoji=False)
         number = iter(range(1, num_prompts * settings.num_per_prompt + 1))
         return lambda answered: show(console, answered, voices, next(number), num_prompts * settings.num_per_prompt), lambda: None
-    out = settings.out
     try:
         file = out.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
     except OSError as error:
@@ -290,11 +301,6 @@ def writer(settings: GenerateSettings, voices: Voices, num_prompts: int) -> tupl
             raise cannot_write(out, error) from None
 
     return write, lambda: close(file)
-
-
-def counted(number: int, what: str) -> str:
-    """`1 prompt`, `2 prompts`."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def close(file: TextIO) -> None:
@@ -360,7 +366,7 @@ def progress(narrator: Terminal, settings: GenerateSettings, total: int) -> Iter
 
 def closing(voices: Voices, written: Sequence[Answered], settings: GenerateSettings, seconds: float) -> list[str]:
     """The figures of all answers."""
-    lines = [f"{counted(len(written), 'answer')} of each model in {clock(seconds)}"]
+    lines = [f"{plural(len(written), 'answer')} of each model in {clock(seconds)}"]
     for voice in voices.all:
         own = [answered.answers[voice.role] for answered in written]
         parts = [

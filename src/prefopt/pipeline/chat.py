@@ -15,7 +15,7 @@ from prefopt.data.prompts import Content
 from prefopt.data.rows import RowFault
 from prefopt.pipeline.answer_settings import ChatSettings
 from prefopt.pipeline.screen import LiveScreen, PlainScreen, Screen
-from prefopt.pipeline.voices import Voice, Voices, open_voices
+from prefopt.pipeline.voices import Voice, Voices, explaining_out_of_memory, open_voices
 from prefopt.rollout.stream import Stream
 
 COMMANDS = {
@@ -169,6 +169,7 @@ class Chat:
         return "" if stream.text.strip() else "(an empty answer)"
 
 
+@explaining_out_of_memory("Lower max_new_tokens, or leave the reference out with --reference none.")
 def chat(settings: ChatSettings) -> None:
     """Talk, on the terminal or through pipes.
 

@@ -18,15 +18,16 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import prefopt
 from prefopt.data.prompts import Renderer
+from prefopt.disk import draft_of, replace_folder
 from prefopt.errors import DataError, ModelError, RunError
 from prefopt.models.load import ADAPTER_CONFIG, LoadedModel, load_tokenizer, locate, read_model
 from prefopt.models.merge import DTYPES, MERGED, Change, adapter_off, cast_weights, load_to_merge, merge_weights, token_logps, write_model
 from prefopt.models.policy import on_device, transformers_logging_at
 from prefopt.models.settings import ModelSettings
 from prefopt.models.speakers import adapter_folder, device_named
-from prefopt.pipeline.merge_check import Comparison, Unmerged, base_notes, compare, largest
+from prefopt.pipeline.merge_check import Comparison, Unmerged, compare, largest, moved_from_run
 from prefopt.pipeline.merge_settings import MergeSettings
-from prefopt.pipeline.merge_words import card, check_lines, found_lines, loss_lines
+from prefopt.pipeline.merge_words import base_warning, card, check_lines, found_lines, loss_lines, name_lines
 from prefopt.pipeline.texts import texts_for
 from prefopt.pipeline.trained import Trained, look_up
 from prefopt.report.files import read_json
@@ -86,21 +87,23 @@ def merge(settings: MergeSettings, *, say: Say = print) -> MergeResult:
     model, change = merge_weights(loaded, dtype)
     merged = token_logps(model, unmerged.texts.trees)
     unmerged.refuse_other(merged, unmerged.trained, f"merging {source.adapter} into {source.base} did not give the same model")
-    for line in found_lines(source.base, source.adapter, model, kind, change):
+    moved = moved_from_run(unmerged, source.trained)
+    for line in [*found_lines(source.base, source.adapter, model, kind, change), *name_lines(source.named_base, source.base, moved)]:
         say(line)
-    for line in base_notes(unmerged, source.trained, named=source.named_base, given=source.base):
-        say(f"note: {line}")
-    draft = out.with_name(f".{out.name}.new")
+    draft = draft_of(out)
     shutil.rmtree(draft, ignore_errors=True)  # of a merge that was killed
     try:
         saved = write_and_read_back(model, tokenizer, draft, source, settings, unmerged)
         comparison = compare(unmerged, merged, saved)
-        write_notes(draft, source, settings, tokenizer, comparison, change)
+        write_notes(draft, source, settings, tokenizer, comparison, change, moved)
         publish(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for line in [*check_lines(comparison), *loss_lines(comparison, change, settings.precision), f"model: {out}"]:
+    for line in [*check_lines(comparison), *loss_lines(comparison, change, settings.precision)]:
         say(line)
+    if doubt := base_warning(source.base, moved):  # behind the figures, which compare with this very base and so look well
+        say(f"WARNING: {doubt} Give that model with --model, and --overwrite to replace this one.")
+    say(f"model: {out}")
     return MergeResult(out, comparison, change)
 
 
@@ -184,10 +187,13 @@ def check_out(out: Path, source: Source, *, overwrite: bool) -> None:
     Raises:
         RunError: it holds something that is not to be replaced.
     """
-    if out.is_file():
-        raise RunError(f"{out} is a file. Give a folder as out.")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
+    try:
+        if out.is_file() or not out.name:
+            raise RunError(f"{out} is {'a file' if out.name else 'no folder that can be replaced'}. Give a folder as out.")
+        if not out.is_dir() or not any(out.iterdir()):
+            return
+    except OSError as error:
+        raise RunError(f"cannot look at {out}: {error.strerror}. Give another folder as out.") from None
     if not overwrite:
         raise RunError(f"{out} is not empty. Give another folder as out, or --overwrite to replace the merged model in it.")
     if not (out / MERGED).is_file():
@@ -238,9 +244,21 @@ def end_of_turn(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def write_notes(
-    draft: Path, source: Source, settings: MergeSettings, tokenizer: PreTrainedTokenizerBase, comparison: Comparison, change: Change
+    draft: Path,
+    source: Source,
+    settings: MergeSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    comparison: Comparison,
+    change: Change,
+    moved: float | None,
 ) -> None:
     """The page and the notes beside the weights.
+
+    Args:
+        draft: the folder to write them to.
+        source, settings, tokenizer: what was merged, and how.
+        comparison, change: what was found.
+        moved: how far the base is from what the run noted of its own, as `moved_from_run` gives it.
 
     Raises:
         RunError: they cannot be written.
@@ -254,10 +272,11 @@ def write_notes(
         "text_as": text_as,
         "template_args": dict(source.trained.template_args),
         "comparison": asdict(comparison),
+        "base_moved": moved,
         "rounding": {"weights": change.lost, "worst_layer": change.worst.name, "worst": change.worst.lost, "vanished": change.vanished},
     }
     run = source.trained.files.path if source.trained.files else None
-    page = card(source.base, source.adapter, run, settings.precision, comparison, change)
+    page = card(source.base, source.adapter, run, settings.precision, comparison, change, moved)
     try:
         (draft / MERGED).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(page, encoding="utf-8")
@@ -271,14 +290,7 @@ def publish(draft: Path, out: Path) -> None:
     Raises:
         RunError: it cannot be moved there; what stood there is as it was.
     """
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     try:
-        if out.exists():
-            out.rename(old)
-        draft.rename(out)
+        replace_folder(draft, out)
     except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
         raise RunError(f"cannot move the merged model to {out}: {error.strerror}.") from None
-    shutil.rmtree(old, ignore_errors=True)

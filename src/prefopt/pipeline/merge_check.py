@@ -5,7 +5,6 @@ Shapes: N scored tokens, C completions, B pairs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,24 +140,13 @@ def margins(logps: Tensor, texts: Texts) -> Tensor:
     return chosen_B - rejected_B
 
 
-def base_notes(unmerged: Unmerged, trained: Trained, *, named: str | None, given: str) -> list[str]:
-    """What speaks against this base being the one that the adapter was trained on.
+def is_other_base(moved: float | None) -> bool:
+    """Whether the base is probably not the one that the adapter was trained on.
 
     Args:
-        unmerged: run on the run's texts.
-        trained: what is known of the run.
-        named: the base that the adapter names.
-        given: the base that is merged.
+        moved: as `moved_from_run` gives it.
     """
-    notes = []
-    if named and named != given and Path(named).name != Path(given).name:
-        notes.append(f"the adapter names {named} as its base, and {given} was given. Shapes agree; whether the weights do cannot be seen.")
-    if (moved := moved_from_run(unmerged, trained)) is not None and moved > OTHER_BASE:
-        notes.append(
-            f"the log-probs of {given} differ by {moved:.2f} nats per token from those that the run noted before its first step: "
-            "it is probably not the model that the adapter was trained on."
-        )
-    return notes
+    return moved is not None and moved > OTHER_BASE
 
 
 def moved_from_run(unmerged: Unmerged, trained: Trained) -> float | None:

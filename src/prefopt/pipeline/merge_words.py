@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from prefopt.errors import ConfigError
 from prefopt.models.load import is_hub_name
 from prefopt.models.merge import MERGED, Change
-from prefopt.pipeline.merge_check import Comparison
+from prefopt.pipeline.merge_check import Comparison, is_other_base
 from prefopt.report.card import model_card
 
 TOO_MUCH_BEHAVIOUR = 0.1
@@ -29,6 +29,34 @@ def found_lines(base: str, adapter: str, model: PreTrainedModel, kind: str, chan
     if change.is_nothing:
         lines.append("note: the adapter changes no weight at all: the merged model is its base. Was it saved before training?")
     return lines
+
+
+def name_lines(named: str | None, given: str, moved: float | None) -> list[str]:
+    """A note where the base is called otherwise than the one that the adapter names, and nothing is known of its weights.
+
+    Args:
+        named: the base that the adapter names.
+        given: the base that is merged.
+        moved: as `moved_from_run` gives it.
+    """
+    if not named or named == given or Path(named).name == Path(given).name or moved is not None:
+        return []
+    return [f"note: the adapter names {named} as its base, and {given} was given. Shapes agree; whether the weights do cannot be seen."]
+
+
+def base_warning(base: str, moved: float | None) -> str:
+    """That the base is probably another one than the adapter was trained on; empty where nothing says so.
+
+    Args:
+        base: as it is to be called.
+        moved: as `moved_from_run` gives it.
+    """
+    if not is_other_base(moved):
+        return ""
+    return (
+        f"{base} is probably not the model that the adapter was trained on: its log-probs differ by {moved:.2f} nats per token from those "
+        "that the run noted before its first step. What was trained is not what this merged model does."
+    )
 
 
 def check_lines(comparison: Comparison) -> list[str]:
@@ -86,15 +114,28 @@ def warning(change: Change, precision: str) -> str:
     )
 
 
-def card(base: str, adapter: str, run: Path | None, precision: str, comparison: Comparison, change: Change) -> str:
-    """The page beside the weights: what this model is, how that was checked, and, where its run is there, how it was trained."""
+def card(
+    base: str, adapter: str, run: Path | None, precision: str, comparison: Comparison, change: Change, moved: float | None = None
+) -> str:
+    """The page beside the weights: what this model is, how that was checked, and, where its run is there, how it was trained.
+
+    Args:
+        base, adapter: what was merged.
+        run: the folder of the adapter's run, if there is one.
+        precision: in which it was saved.
+        comparison, change: what was found.
+        moved: as `moved_from_run` gives it.
+    """
     hub = is_hub_name(base)
     # Paths of this machine say nothing to others, their last part may.
     short_base = base if hub else Path(base).name
     short_adapter = Path(adapter).parent.name if Path(adapter).name == "model" else Path(adapter).name
     made = f"`{short_base}` with the adapter `{short_adapter}` in its weights, merged in float32 by prefopt and saved in {precision}."
     checked = ["```text", *check_lines(comparison), *loss_lines(comparison, change, precision), "```"]
-    merged = "\n".join([made, "", *checked, "", f"The figures stand in `{MERGED}` too.", ""])
+    doubt = base_warning(f"`{short_base}`", moved)
+    merged = "\n".join(
+        [made, "", *([f"**WARNING: {doubt}**", ""] if doubt else []), *checked, "", f"The figures stand in `{MERGED}` too.", ""]
+    )
     if run is not None:
         try:
             return model_card(run, merged=merged)

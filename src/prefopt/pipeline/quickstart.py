@@ -35,10 +35,10 @@ from prefopt.pipeline.reviews import Review, prompts, true_reward, write_reviews
 from prefopt.pipeline.sentiment import Figures, Labelled, Sample, Writer, compare, label
 from prefopt.report.files import RunFiles
 from prefopt.training.loop import peak_memory_gb
-from prefopt.training.narrator import Terminal, Ticker, console_on
-from prefopt.training.outlet import Outlet
 from prefopt.training.run import train_with
-from prefopt.training.watching.watch import Finding
+from prefopt.training.terminal.narrator import Terminal, Ticker, console_on
+from prefopt.training.terminal.outlet import Outlet
+from prefopt.training.watching.watched import Finding
 
 MARKER = ".prefopt-quickstart"
 """A file by which the quickstart knows a folder as its own, which it may then delete."""

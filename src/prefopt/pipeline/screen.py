@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.report.text import visible
 from prefopt.rollout.stream import Stream
 
 WIDE = 100
@@ -144,11 +145,10 @@ class PlainScreen:
         """The pieces as they come."""
         for name, stream in streams:
             print(f"{name}: ", end="", file=self.file)
-            for piece in stream:
+            pieces = iter(stream)
+            while not stopped() and (piece := next(pieces, None)) is not None:
                 begins = not stream.text[: len(stream.text) - len(piece)].strip()
                 print(piece.lstrip() if begins else piece, end="", file=self.file, flush=True)
-                if stopped():
-                    break
             below = note(stream)
             print(f"\n{below}" if below else "", file=self.file, flush=True)
         print(file=self.file, flush=True)
@@ -181,15 +181,7 @@ def taking_turns(streams: Sequence[Stream], *, seconds: float, stopped: Callable
 
 def shown(text: str) -> str:
     """Text that can do nothing to a terminal but stand on it: control characters are written out, tabs become spaces."""
-    if text.isprintable():
-        return text
-    text = text.expandtabs(4)
-    return "".join(char if char == "\n" or not is_control(char) else char.encode("unicode_escape").decode() for char in text)
-
-
-def is_control(char: str) -> bool:
-    """Whether a terminal would act on it, or cannot write it."""
-    return char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff"
+    return visible(text).expandtabs(4)
 
 
 def rule(console: Console, title: str) -> None:

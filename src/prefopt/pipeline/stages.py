@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config import check
-from prefopt.errors import ConfigError
+from prefopt.errors import ConfigError, RunError
 from prefopt.methods.method import Method
-from prefopt.training.assemble import method_named, settings_for
-from prefopt.training.folder import RunFolder
+from prefopt.pipeline.stages_done import inputs, is_done, note_done
+from prefopt.training.assemble import method_named, own_settings, settings_for
+from prefopt.training.record.folder import RunFolder
 from prefopt.training.settings import RunSettings
 
 NEW_ADAPTER = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
@@ -83,34 +84,57 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list
 
 
 def run_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Path:
-    """Run all stages. With `resume`, finished ones are passed over and an interrupted one goes on.
+    """Run all stages. With `resume`, finished ones are passed over, where nothing that decides them has changed, and an interrupted
+    one goes on.
 
     Returns:
         the folder of the last stage's model.
 
     Raises:
         ConfigError: as `plan_stages`.
+        RunError: a stage that has finished would come out otherwise now.
         PrefoptError: from a stage.
     """
     stages = plan_stages(values, overrides or {})
     for stage in stages:
         if not stage.settings.resume:
             RunFolder(stage.settings.out).check(resume=False, overwrite=stage.settings.overwrite)
-    from prefopt.training import processes
-    from prefopt.training.narrator import Quiet, Terminal
+    from prefopt.training.group import processes
     from prefopt.training.run import train  # loads torch: only once all settings are right
+    from prefopt.training.terminal.narrator import Quiet, Terminal
 
-    narrator = Terminal() if processes.place(os.environ)[0] == 0 else Quiet()
+    is_main = processes.place(os.environ)[0] == 0
+    narrator = Terminal() if is_main else Quiet()
     for place, stage in enumerate(stages, 1):
         settings = stage.settings
-        if settings.resume and RunFolder(settings.out).files.summary.is_file():
+        method = stage.method(own_settings(stage.method, settings))
+        if settings.resume and is_done(settings, method):
             narrator.say(f"stage {place} of {len(stages)}, {stage.name}: done before, in {settings.out}")
             continue
         if settings.resume and not RunFolder(settings.out).has_checkpoint:
+            _refuse_if_finished(stage)
             settings = settings.model_copy(update={"resume": False, "overwrite": settings.out.is_dir()})
         narrator.say(f"stage {place} of {len(stages)}: {stage.name}")
+        read = inputs(settings)
         train(stage.name, settings, narrator=narrator)
+        if is_main:
+            note_done(settings, method, read)
     return stages[-1].settings.out / "model"
+
+
+def _refuse_if_finished(stage: Stage) -> None:
+    """A stage that has finished and has no checkpoint cannot be compared with what it would be now, and must not be overwritten.
+
+    Raises:
+        RunError: it has.
+    """
+    out = stage.settings.out
+    if RunFolder(out).files.summary.is_file():
+        raise RunError(
+            f"the stage {stage.name} has finished in {out}, and it cannot be told whether it would come out the same now: its settings, "
+            "data or model may have changed, and it has no checkpoint. Give all as it was, or start all stages anew with another out, or "
+            "with --overwrite in place of --resume."
+        )
 
 
 def _understood(values: Mapping[str, Any], method: type[Method], stages: list[str]) -> dict[str, Any]:

@@ -36,7 +36,13 @@ class Trained:
     @property
     def has_reference(self) -> bool:
         """Whether the run compared its model with another: only then its settings have a reference, set or not."""
-        return "reference" in self.config
+        return "reference" in self.config and not self.reference_came_with_data
+
+    @property
+    def reference_came_with_data(self) -> bool:
+        """Whether the reference was no model here, but sums that stand in the data."""
+        resolved = (read_json(self.files.manifest) or {}).get("resolved") if self.files is not None else None
+        return isinstance(resolved, dict) and resolved.get("reference") == "data"
 
     @property
     def beta(self) -> float | None:
@@ -69,7 +75,7 @@ class Trained:
             return None
         named = self.config["reference"]
         if named is None and self.config.get("lora_rank"):  # the adapter began as nothing
-            return Weights(policy.source, policy.source, None)
+            return Weights(policy.source, None)
         adapter = self.config.get("adapter") if named is None else None
         model = self.from_where_it_ran(str(named or self.config["model"]))
         return Weights.of(model, None if adapter is None else self.from_where_it_ran(str(adapter)))
@@ -93,7 +99,14 @@ def look_up(name: str) -> Trained:
     Args:
         name: folder of a run, of its model, or of a merged model; anything else tells nothing.
     """
-    path = Path(name).expanduser()
+    try:
+        return look_at(Path(name).expanduser())
+    except (OSError, RuntimeError):  # no name that a folder can have: whoever loads the model says so
+        return Trained()
+
+
+def look_at(path: Path) -> Trained:
+    """What a folder tells of the model in it."""
     for folder in (path, path.parent) if path.name == "model" else (path,):
         files = RunFiles(folder)
         try:

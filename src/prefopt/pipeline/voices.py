@@ -1,15 +1,18 @@
 """Policy and reference, each with the way in which its prompts are written: what `generate` and `chat` have in common."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prefopt.data.prompts import Content, Fitted, Renderer, TextAs, check_system
-from prefopt.errors import ModelError
+from prefopt.data.prompts import Content, Fitted, Renderer, TextAs, refuse_unread
+from prefopt.errors import ModelError, RunError
 from prefopt.models.speakers import Speaker, Weights, device_named, load_speakers
 from prefopt.pipeline.answer_settings import AnswerSettings
 from prefopt.pipeline.trained import Trained, look_up
 from prefopt.report.files import read_json
 from prefopt.rollout.sample import embeddings_of
 from prefopt.rollout.stream import Stream
+from prefopt.training.memory.out_of_memory import is_out_of_memory
 from prefopt.trees import TokenIds
 
 NOBODY = "none"
@@ -51,10 +54,10 @@ class Voice:
         context = self.speaker.context
         return self.renderer.fit(content, room=None if context is None else context - reserve)
 
-    def room(self, prompt: TokenIds, max_new_tokens: int) -> int:
-        """Tokens that an answer may have."""
+    def rooms(self, prompts: Sequence[Fitted], max_new_tokens: int) -> list[int]:
+        """Tokens that an answer to each prompt may have."""
         context = self.speaker.context
-        return max_new_tokens if context is None else min(max_new_tokens, context - len(prompt))
+        return [max_new_tokens if context is None else min(max_new_tokens, context - len(prompt.ids)) for prompt in prompts]
 
     def stream(self, prompt: TokenIds, *, max_new_tokens: int, temperature: float, seed: int) -> Stream:
         """An answer, piece by piece."""
@@ -112,6 +115,17 @@ class Voices:
         return [*lines, f"prompts: plain text is continued as it is, {self.because}{chats}"]
 
 
+@contextmanager
+def explaining_out_of_memory(advice: str) -> Iterator[None]:
+    """Turns a failed allocation inside into a `RunError` that says what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"memory ran out. {advice}") from None
+
+
 def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices:
     """Load who answers.
 
@@ -135,7 +149,8 @@ def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices
         trust_remote_code=settings.trust_remote_code,
     )
     text_as, because = trained.meant(settings.text_as, speakers[0].tokenizer)
-    check_system(settings.system, "chat" if with_chats else text_as)
+    for_chats = {"system": settings.system, "chat_template": settings.chat_template, "template_args": settings.template_args}
+    refuse_unread("chat" if with_chats else text_as, **for_chats)
     args = settings.template_args or (trained.template_args if settings.chat_template is None else {})
 
     def renderer(speaker: Speaker) -> Renderer:
@@ -150,8 +165,9 @@ def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices
 
     own = renderer(speakers[0])
     same = all(read_the_same(speakers[0], speaker) for speaker in speakers[1:])
+    both_ways = same and all(read_the_same(speaker, speakers[0]) for speaker in speakers[1:])
     voices = tuple(Voice(speaker, own if same else renderer(speaker)) for speaker in speakers)
-    return Voices(voices, text_as, because, trained.beta, same, settings.reference == NOBODY)
+    return Voices(voices, text_as, because, trained.beta, both_ways, settings.reference == NOBODY)
 
 
 def reference_for(settings: AnswerSettings, trained: Trained, policy: Weights) -> Weights | None:

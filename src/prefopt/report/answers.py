@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefopt.report.record import Answer, RunRecord
-from prefopt.report.text import base_name, plain, share
+from prefopt.report.text import plain, share
 
 MOST_PROMPTS = 8
 MOST_STEPS = 8
@@ -74,6 +74,5 @@ def introduction(record: RunRecord) -> str:
     if record.reference_is_start:
         return words + "Before training the model is the reference itself."
     if record.has_reference:
-        name = base_name(str(record.settings.get("reference")))
-        return words + f"The left column is the model before training and not the reference, which was another model ({name})."
+        return words + f"The left column is the model before training and not the reference ({record.reference_words})."
     return words + "This method has no reference; the left column is the model that training began with."

@@ -6,7 +6,6 @@ only the last name, and of free text whatever looks like a path is shortened the
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import yaml
 from prefopt.methods.table import METHODS
 from prefopt.report.facts import data_notes, data_rows, key_settings, manifest_rows, source_rows, worded
 from prefopt.report.figures import Change, changes
+from prefopt.report.files import read_json
+from prefopt.report.findings import passed
 from prefopt.report.record import RunRecord, listed, mapping, read_run
 from prefopt.report.state import RunState
 from prefopt.report.text import count, integer, model_label, one_line, visible
@@ -50,16 +51,14 @@ def model_card(folder: Path, *, merged: str = "") -> str:
         ConfigError: the folder holds no run.
     """
     record = read_run(folder)
-    if merged:  # what lies beside the card is a whole model
-        model = {**mapping(record.manifest.get("model")), "adapter": False}
-        record = replace(record, manifest={**record.manifest, "model": model})
+    adapter = record.is_adapter and not merged
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(record), sort_keys=False, allow_unicode=True)}---\n",
+        f"---\n{yaml.safe_dump(front_matter(record, adapter=adapter), sort_keys=False, allow_unicode=True)}---\n",
         f"# {escaped(title(record))}\n",
-        *what_it_is(record, of_two=bool(merged)),
+        *what_it_is(record, adapter=adapter, of_two=bool(merged)),
         *(["## How it was merged\n", merged] if merged else []),
         "## How to load it\n",
-        *loading(record),
+        *loading(record, adapter=adapter),
         "## Training data\n",
         *data_part(record),
         "## Settings\n",
@@ -91,8 +90,21 @@ def title(record: RunRecord) -> str:
 
 def base_of(record: RunRecord) -> str:
     """The name of the model that training began with: a hub name whole, of a folder the last name."""
-    name = record.model_name
-    return name if hub_name(name) else model_label(name).split("/")[-1]
+    name = record.base_name
+    return name if name and name == hub_base(record) else model_label(name).split("/")[-1]
+
+
+def hub_base(record: RunRecord) -> str:
+    """The base's name where others find it on the hub, else empty."""
+    return hub_name(noted_base(record) or record.base_name)
+
+
+def noted_base(record: RunRecord) -> str:
+    """What the trained adapter itself names as its base; empty where it names none, or none was trained.
+
+    Of a folder it has the whole path; a relative one, as it was given, looks like a name of the hub to whoever stands elsewhere.
+    """
+    return str((read_json(record.files.model / "adapter_config.json") or {}).get("base_model_name_or_path") or "")
 
 
 def hub_name(name: str) -> str:
@@ -104,43 +116,33 @@ def hub_name(name: str) -> str:
     return name if HUB_NAME.fullmatch(name) and not is_here else ""
 
 
-def is_adapter(record: RunRecord) -> bool:
-    """Whether what was saved is an adapter, and needs its base."""
-    found = mapping(record.manifest.get("model")).get("adapter")
-    return bool(record.settings.get("lora_rank") or record.settings.get("adapter")) if found is None else bool(found)
-
-
-def front_matter(record: RunRecord) -> dict[str, Any]:
+def front_matter(record: RunRecord, *, adapter: bool) -> dict[str, Any]:
     """What the hub reads of a card."""
-    base = hub_name(record.model_name)
+    base = hub_base(record)
     datasets = [name for entry in listed(record.settings.get("data")) if (name := hub_name(str(entry).partition(":")[0]))]
     tags = ["prefopt", *([record.method] if record.method else []), *(["preference-optimization"] if record.is_pairs else [])]
     return {
-        "library_name": "peft" if is_adapter(record) else "transformers",
-        **({"base_model": base, "base_model_relation": "adapter" if is_adapter(record) else "finetune"} if base else {}),
+        "library_name": "peft" if adapter else "transformers",
+        **({"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}),
         "pipeline_tag": "text-generation",
         **({"datasets": sorted(set(datasets))} if datasets else {}),
-        "tags": [*tags, *(["lora"] if is_adapter(record) else [])],
+        "tags": [*tags, *(["lora"] if adapter else [])],
     }
 
 
-def what_it_is(record: RunRecord, *, of_two: bool) -> list[str]:
-    """What the model is, in a few sentences; `of_two`: base and adapter in one."""
+def what_it_is(record: RunRecord, *, adapter: bool, of_two: bool) -> list[str]:
+    """What the model is, in a few sentences; `adapter`: it needs its base; `of_two`: base and adapter in one."""
     idea = next((row.summary for row in METHODS if row.name == record.method), "")
-    what = "An adapter for" if is_adapter(record) else "One model of a trained adapter and its base" if of_two else "All weights of"
+    what = "An adapter for" if adapter else "One model of a trained adapter and its base" if of_two else "All weights of"
     base = f"`{base_of(record)}`" if base_of(record) else "a model"
     architecture = str(mapping(record.manifest.get("model")).get("architecture") or "")
     shape = f" ({architecture})" if architecture else ""
     return [f"{what} {base}{shape}, trained with prefopt. {escaped(idea)}\n"]
 
 
-def loading(record: RunRecord) -> list[str]:
+def loading(record: RunRecord, *, adapter: bool) -> list[str]:
     """The code that loads it, and what a prompt must look like."""
-    adapter = is_adapter(record)
-    library, loader = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
-    imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
-    if not adapter:
-        imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    imports, model, remark = loader(record, adapter=adapter)
     is_chat = bool(mapping(record.data.get("summary")).get("template"))
     ask = (
         ['messages = [{"role": "user", "content": "How do I boil an egg?"}]',
@@ -153,19 +155,41 @@ def loading(record: RunRecord) -> list[str]:
         "",
         'folder = "path/to/this/folder"',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {loader}.from_pretrained(folder)",
+        *model,
         *ask,
         "answer = model.generate(**prompt, max_new_tokens=100)",
         'print(tokenizer.decode(answer[0][prompt["input_ids"].shape[1]:], skip_special_tokens=True))',
     ]
     words = [f"```python\n{chr(10).join(code)}\n```\n"]
-    if adapter:
-        words.append(f"It is an adapter: {library} loads its base model too. `prefopt merge` makes one model of both.\n")
+    if remark:
+        words.append(f"{remark}\n")
     if not is_chat:
         words.append(
             "It was trained on prompts as plain text, without a chat template; give them to it in the form of the training data.\n"
         )
     return words
+
+
+def loader(record: RunRecord, *, adapter: bool) -> tuple[list[str], list[str], str]:
+    """The lines that import what loads the model, those that load it, and what is to be known about that; the last may be empty."""
+    if not adapter:
+        whole = "model = AutoModelForCausalLM.from_pretrained(folder)"
+        return ["from transformers import AutoModelForCausalLM, AutoTokenizer"], [whole], ""
+    one_model = "`prefopt merge` makes one model of both"
+    if base := hub_base(record):
+        both = "model = AutoPeftModelForCausalLM.from_pretrained(folder)"
+        imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+        return imports, [both], f"It is an adapter: peft loads its base, `{base}`, too. {one_model}."
+    # The adapter's own note of its base is a folder of the machine that it was trained on, and peft would look for it there.
+    lines = ['base = AutoModelForCausalLM.from_pretrained("path/to/base")', "model = PeftModel.from_pretrained(base, folder)"]
+    imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    name = model_label(noted_base(record) or record.base_name).split("/")[-1].replace("`", "'")
+    remark = (
+        f"It is an adapter, and its base{f' `{name}`' if name else ''} is not in this folder: it was read from another one when this was "
+        "trained. Whoever gets the adapter needs that very model too, and writes its place for `path/to/base`. "
+        f"{one_model}, which needs nothing else."
+    )
+    return imports, lines, remark
 
 
 def data_part(record: RunRecord) -> list[str]:
@@ -235,12 +259,13 @@ def watch_part(record: RunRecord) -> list[str]:
             "The rules that watched the training found nothing." if record.manifest else "Nothing is known: no watch looked at this run."
         )
         return [f"{looked}\n"]
-    lines = []
+    lines, figures = [], changes(record)
     for finding in record.findings:
         when = f"after step {finding.step:,}" if finding.step else "before the first step"
         kind = "Warning" if finding.is_warning else "Note"
         what, do = (escaped(scrubbed(one_line(words, 1000), record), code=True) for words in (finding.what, finding.do))
-        lines.append(f"- **{kind}**, {when}: {what} *{do}*")
+        over = f" {words}" if (words := passed(finding, record, figures)) else ""
+        lines.append(f"- **{kind}**, {when}: {what}{over} *{do}*")
     return [*lines, ""]
 
 

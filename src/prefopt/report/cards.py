@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prefopt.report.figures import METRICS, Change
 from prefopt.report.record import RunRecord
-from prefopt.report.text import count, duration, number, plural
+from prefopt.report.text import count, duration, plural
 from prefopt.report.verdict import ends
 
 LOSS_OF_LIKELIHOOD = frozenset({"sft"})
@@ -31,7 +31,8 @@ class Card:
 
 def cards(record: RunRecord, figures: Mapping[str, Change]) -> list[Card]:
     """The cards that there are figures for; at most seven, which is what fits in a row."""
-    names = ["rewards/accuracy", "rewards/margin", "loss", "kl", *(["logps/chosen"] if record.is_pairs else [])]
+    kl = "samples/kl" if has_both(figures, "samples/kl") else "kl"
+    names = ["rewards/accuracy", "rewards/margin", "loss", kl, *(["logps/chosen"] if record.is_pairs else [])]
     found = [held_out_card(figures[name]) for name in names if has_both(figures, name)]
     if not any(has_both(figures, name) for name in ("rewards/accuracy", "loss")):
         found += trained_cards(record)
@@ -47,9 +48,9 @@ def has_both(figures: Mapping[str, Change], name: str) -> bool:
 
 def held_out_card(change: Change) -> Card:
     """A held-out figure, with its error and what it was."""
-    labels = {"logps/chosen": "Chosen log-prob.", "kl": "KL, held out", "loss": "Loss, held out"}
+    labels = {"logps/chosen": "Chosen log-prob.", "kl": "KL, held out", "samples/kl": "KL, own answers", "loss": "Loss, held out"}
     label = labels.get(change.name, f"{change.metric.label}, held out")
-    error = f"± {change.shown_error()}" if change.error else "nats" if change.name in ("kl", "logps/chosen") else ""
+    error = f"± {change.shown_error()}" if change.error else "nats" if change.name in ("kl", "samples/kl", "logps/chosen") else ""
     return Card(label, change.shown_after(), error, f"before: {change.shown_before()}")
 
 
@@ -75,11 +76,10 @@ def perplexity_card(loss: Change) -> Card:
 def effort_cards(record: RunRecord) -> list[Card]:
     """Time, speed and memory."""
     found = []
-    seconds = number(record.summary.get("training_seconds")) or sum(record.metrics.curve("seconds").values)
-    if seconds and record.metrics.num_rows:
-        found.append(Card("Training time", duration(seconds), "", plural(record.metrics.last_step, "step")))
+    if record.seconds and record.metrics.num_rows:
+        found.append(Card("Training time", duration(record.seconds), "", plural(record.metrics.last_step, "step")))
     speeds = sorted(record.metrics.curve("tokens_per_second").values)
     if speeds:
-        memory = record.metrics.newest("memory_gb")
+        memory = record.peak_memory_gb
         found.append(Card("Speed", count(speeds[len(speeds) // 2]), "tokens/s", f"{memory:.2f} GB at most" if memory else ""))
     return found

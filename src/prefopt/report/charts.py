@@ -1,11 +1,12 @@
 """Which charts a run's page has, what is in them, and the sentence that says what good looks like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from prefopt.report.curves import central_range, column
-from prefopt.report.record import Curve, RunRecord, mapping
+from prefopt.report.metrics import Curve
+from prefopt.report.record import RunRecord, mapping
 from prefopt.report.text import number, plain, rate, share, visible
 
 Role = Literal["train", "held", "chosen", "rejected", "muted"]
@@ -150,9 +151,9 @@ SPECS: Mapping[str, Sequence[Spec]] = {
             "kl",
             "KL from the reference",
             "nats per answer",
-            "How far the model has moved from its reference on the data's answers. Should rise slowly and level off; what was learned has "
-            "to be worth it.",
-            [("kl", "trained on", "train"), ("eval/kl", "held out", "held")],
+            "How far the model has moved from its reference on the data's answers; its own, where those could be measured, say it best. "
+            "Should rise slowly and level off; what was learned has to be worth it.",
+            [("kl", "trained on", "train"), ("eval/kl", "held out", "held"), ("samples/kl", "its own answers", "chosen")],
             low=0.0,
         ),
         Spec(
@@ -357,8 +358,8 @@ class Mark:
     """
 
     step: int
-    numbers: tuple[int, ...] = field(default_factory=tuple)
-    is_warning: bool = False
+    numbers: tuple[int, ...]
+    is_warning: bool
 
 
 def marks(record: RunRecord) -> list[Mark]:

@@ -180,7 +180,9 @@ def label_axes(axes: "Axes", scale: Scale, across: str = "step") -> None:
 
     steps = [1, 2, 2.5, 5, 10]
     low, high = axes.get_xlim()
-    places = [place for place in MaxNLocator(6, integer=bool(across), steps=steps).tick_values(low, high) if low <= place <= high]
+    # With one tick allowed, a single step gets whole numbers too: by default fewer than two make matplotlib go to fractions.
+    found = MaxNLocator(6, integer=bool(across), min_n_ticks=1, steps=steps).tick_values(low, high)
+    places = [place for place in found if low <= place <= high]
     names = [short(place) for place in places]
     axes.set_xticks(places, [f"{across} {names[0]}".strip(), *names[1:]] if names else [])
     if across and places and (places[0] - low) / (high - low) < 0.1:

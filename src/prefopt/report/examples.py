@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefopt.report.record import HeldOut, RunRecord
-from prefopt.report.text import count, plain, share
+from prefopt.report.text import count, plain, share, without_common
 
 SHOWN = 5
 """Examples listed as learned best, and as many as learned worst."""
@@ -38,11 +38,13 @@ class Learned:
 
     Attributes:
         example: its texts and figures.
+        title: what sets its prompt apart from the other prompts.
         score: its margin, or how far its log-probability per token rose; more is better.
         shown: the score as people read it.
     """
 
     example: HeldOut
+    title: str
     score: float
     shown: str
 
@@ -107,7 +109,12 @@ def best_and_worst(record: RunRecord) -> tuple[list[Learned], list[Learned]]:
     if record.held_out_step is None:
         return [], []
     rate: Callable[[HeldOut], float | None] = (lambda example: margin_of(example, False)) if record.is_pairs else gained
-    ranked = [Learned(example, score, plain(score, 2)) for example in record.held_out if (score := rate(example)) is not None]
+    titles = without_common([example.prompt for example in record.held_out])
+    ranked = [
+        Learned(example, title, score, plain(score, 2))
+        for example, title in zip(record.held_out, titles, strict=True)
+        if (score := rate(example)) is not None
+    ]
     ranked.sort(key=lambda learned: -learned.score)
     num = min(SHOWN, len(ranked) // 2)
     if not num:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.data.summary import DataSummary
+from prefopt.methods.table import METHODS
 from prefopt.report.record import RunRecord, listed, mapping
 from prefopt.report.state import RunState
 from prefopt.report.text import base_name, clock_time, count, duration, integer, model_label, moment, number, plain, rate, share
@@ -45,13 +46,21 @@ def data_rows(record: RunRecord) -> Rows:
     if summary:
         rows += [
             ("tokens, each prompt counted once", count(number(summary.get("num_tokens")))),
-            ("mean length of a prompt", f"{plain(number(summary.get('mean_prompt')), 0)} tokens"),
-            ("mean length of an answer", f"{plain(number(summary.get('mean_answer')), 0)} tokens"),
+            ("mean length of a prompt", tokens(summary.get("mean_prompt"))),
+            ("mean length of an answer", tokens(summary.get("mean_answer"))),
+            ("mean length of a chosen answer", tokens(summary.get("mean_chosen") or None)),
+            ("mean length of a rejected answer", tokens(summary.get("mean_rejected") or None)),
+            ("mean length of a chosen answer, held out", tokens(mapping(record.data.get("held_out_lengths")).get("mean_chosen"))),
             ("longest prompt with answer", f"{count(number(summary.get('longest')))} tokens"),
             ("share of prompt, without sharing", share(number(summary.get("prompt_share")))),
         ]
     rows.append(("fingerprint", str(record.data.get("fingerprint") or "")))
     return [(name, value) for name, value in rows if value and not value.startswith("–")]
+
+
+def tokens(length: Any) -> str:
+    """A mean length; a dash where it is not known."""
+    return f"{plain(number(length), 1)} tokens"
 
 
 def dropped_words(summary: Mapping[str, Any]) -> str:
@@ -82,22 +91,21 @@ def key_settings(record: RunRecord) -> Rows:
         or max(record.metrics.curve("learning_rate").values, default=None)
     )
     rank = integer(settings.get("lora_rank"))
+    trains = "all weights" if not record.is_adapter else f"an adapter of rank {rank}" if rank else "an adapter"
     schedule = settings.get("lr_schedule")
+    batch_size = resolved.get("batch_size") or settings.get("batch_size")  # no step takes more than all examples
     rows: Rows = [
         ("method", record.method),
         ("model", model_label(record.model_name)),
-        (
-            "trains",
-            f"an adapter of rank {rank}" if rank else "an adapter" if settings.get("adapter") else "all weights" if settings else "",
-        ),
+        ("trains", trains if settings else ""),
         ("beta", plain_or_empty(settings.get("beta"))),
-        ("reference", "the model before training" if record.reference_is_start else base_name(str(settings.get("reference") or ""))),
+        ("reference", record.reference_words),
         (
             "learning rate",
             rate(learning_rate) + (f" (usual here: {rate(usual)})" if usual and usual != learning_rate else "") if learning_rate else "",
         ),
         ("schedule", f"{schedule}, {share(number(settings.get('warmup_ratio')) or 0.0)} warm-up" if schedule else ""),
-        ("batch", f"{settings['batch_size']} examples per step" if settings.get("batch_size") else ""),
+        ("batch", f"{batch_size} examples per step" if batch_size else ""),
         ("steps", count(number(resolved.get("num_steps"))) if resolved.get("num_steps") else ""),
         ("epochs", plain_or_empty(settings.get("epochs")) if settings.get("max_steps") is None else ""),
         ("precision", str(resolved.get("precision") or settings.get("precision") or "")),
@@ -129,7 +137,7 @@ def worded(value: Any) -> str:
     elif isinstance(value, dict):
         text = ", ".join(f"{name}={worded(item)}" for name, item in value.items())
     else:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
+        text = f"{value:.12g}" if isinstance(value, float) else str(value)
     return text if len(text) <= SHORTEST else f"{text[:SHORTEST]} […]"
 
 
@@ -143,6 +151,7 @@ def manifest_rows(record: RunRecord, state: RunState) -> Rows:
         ("parameters", count(total) if total else ""),
         ("of them trained", f"{count(trained)} ({share(trained / total)})" if trained and total else ""),
         ("model fingerprint", str(model.get("fingerprint") or "")),
+        ("reference fingerprint", str(mapping(record.manifest.get("reference")).get("fingerprint") or "")),
         ("data fingerprint", str(record.data.get("fingerprint") or "")),
     ]
     environment = mapping(record.manifest.get("environment")) or {
@@ -170,9 +179,10 @@ def commands(record: RunRecord, state: RunState) -> list[tuple[str, str]]:
     """What can be typed to go on from here: a sentence and a command each."""
     config = shlex.quote(str(record.files.config))
     found = []
-    if state.name in ("stopped", "broken off", "failed") and record.has_checkpoint:
+    can_start = record.files.config.is_file() and record.method in {row.name for row in METHODS}  # one of the user's own begins in Python
+    if can_start and state.name in ("stopped", "broken off", "failed") and record.has_checkpoint:
         found.append(("Go on from the newest checkpoint", f"prefopt train --config {config} --resume"))
-    if record.files.config.is_file():
+    if can_start:
         found.append(
             ("Run it again, with the same settings and data, in another folder", f"prefopt train --config {config} --out NEW_FOLDER")
         )

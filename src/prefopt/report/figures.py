@@ -40,6 +40,7 @@ METRICS: Mapping[str, Metric] = {
     "rewards/rejected": Metric("Reward of the rejected answer"),
     "logps/chosen": Metric("Log-probability of the chosen answer", "nats", digits=1),
     "logps/rejected": Metric("Log-probability of the rejected answer", "nats", digits=1),
+    "samples/kl": Metric("KL on its own answers", "nats per answer", digits=2),
     "samples/length": Metric("Length of sampled answers", "tokens", digits=0),
     "samples/repetition": Metric("Repetition in sampled answers", is_share=True),
     "samples/entropy": Metric("Entropy of sampled answers", "nats per token", digits=2),

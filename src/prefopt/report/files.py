@@ -92,6 +92,11 @@ class RunFiles:
         return self.path / "dropped-eval.jsonl"
 
     @property
+    def lock(self) -> Path:
+        """What a run holds while it goes: its process and its machine."""
+        return self.path / ".lock"
+
+    @property
     def reported(self) -> tuple[Path, ...]:
         """What TensorBoard, Weights & Biases and MLflow keep of it, and the ids under which they know it."""
         return tuple(self.path / name for name in ("tensorboard", "wandb", "mlruns", "mlflow-run-id"))

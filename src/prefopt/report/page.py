@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.disk import write_whole
 from prefopt.errors import RunError
 from prefopt.report.answers import dialogues, figures_of, introduction, sides
 from prefopt.report.cards import cards
@@ -21,9 +22,10 @@ from prefopt.report.examples import Learned, best_and_worst, spread
 from prefopt.report.facts import all_settings, commands, data_notes, data_rows, key_settings, manifest_rows, source_rows, time_words
 from prefopt.report.figures import METRICS, Metric, changes
 from prefopt.report.files import RunFiles
+from prefopt.report.findings import passed
 from prefopt.report.record import RunRecord, listed, mapping, read_run
 from prefopt.report.state import RunState, process_is_alive, run_state
-from prefopt.report.text import base_name, clip, clock_time, count, model_label, number, one_line, plain, plural, visible
+from prefopt.report.text import base_name, clip, clip_middle, clock_time, count, model_label, number, one_line, plain, plural, visible
 from prefopt.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -70,12 +72,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     path = RunFiles(folder).report if out is None else out
     text = report_html(folder, now=datetime.now(UTC))
-    draft = path.with_name(f".{path.name}.new")
     try:
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}. Give another place with --out, or make room.") from None
     return path
 
@@ -110,7 +109,8 @@ def environment() -> "Environment":
         # Escaped first: what becomes code is the same text, in another font.
         return Markup(CODE.sub(lambda found: f"<code>{found[1] or found[2]}</code>", str(escape(visible(text)))))
 
-    env.filters |= {"code": with_code, "clip": clip, "one_line": one_line, "answer_figures": figures_of, "completions": completions}
+    env.filters |= {"code": with_code, "clip": clip, "clip_middle": clip_middle, "one_line": one_line}
+    env.filters |= {"answer_figures": figures_of, "completions": completions}
     return env
 
 
@@ -126,12 +126,13 @@ def context(record: RunRecord, state: RunState, now: datetime) -> dict[str, Any]
         **page_frame(record, state, now, has_error=bool(error)),
         "verdict": found,
         "cards": cards(record, figures),
-        "findings": record.findings,
+        "findings": [(finding, passed(finding, record, figures)) for finding in record.findings],
         "watch_words": "The numbers stand in the charts below, at the steps of what they found." if marks(record) else "",
         "watch_silence": silence(record, state),
         "error": error,
         "bad_rows": bad_rows if failed else [],
-        "num_bad_rows": plural(len(record.bad_rows), "example"),
+        "num_bad_rows": plural(len(record.bad_rows), "example")
+        + (f", the first {len(bad_rows)} of them" if len(bad_rows) < len(record.bad_rows) else ""),
         "groups": drawn_groups(record),
         "evaluations": evaluations(record),
         **examples_part(record, state),
@@ -233,7 +234,6 @@ def drawn_chart(chart: Chart, found: list[Mark]) -> dict[str, Any]:
 
     legend = [(line.label, line.role, "dashed" if line.is_held_out else "") for line in chart.lines if line.label]
     return {
-        "key": chart.key,
         "title": chart.title,
         "unit": chart.unit,
         "says": chart.says,

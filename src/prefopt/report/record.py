@@ -4,75 +4,16 @@ Nothing here fails because a file is missing, half written or of an older versio
 counted where it should have been there. Only a folder that holds no run at all is an error.
 """
 
-import json
-from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefopt.config import from_yaml
 from prefopt.errors import ConfigError
 from prefopt.report.files import RunFiles, read_json, read_lines
-from prefopt.report.text import number
-
-LOCK = ".lock"
-"""The file that a run holds while it goes: its process and its machine."""
-
-
-@dataclass(slots=True)
-class Curve:
-    """One metric over the steps, as two columns of the same length; values that were not finite are not in it."""
-
-    steps: "array[float]" = field(default_factory=lambda: array("d"))
-    values: "array[float]" = field(default_factory=lambda: array("d"))
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def add(self, step: float, value: float) -> None:
-        """One more value."""
-        self.steps.append(step)
-        self.values.append(value)
-
-
-@dataclass(slots=True)
-class Metrics:
-    """`metrics.jsonl` by columns: a run of many steps would not fit in memory by rows.
-
-    Attributes:
-        curves: metric -> its values.
-        last: the newest row's numbers.
-        last_step: its step; 0 before the first.
-        num_rows: rows read.
-        num_unread: lines that are no rows; a last one that is still being written is not counted.
-    """
-
-    curves: dict[str, Curve] = field(default_factory=dict)
-    last: dict[str, float] = field(default_factory=dict)
-    last_step: int = 0
-    num_rows: int = 0
-    num_unread: int = 0
-
-    def curve(self, name: str) -> Curve:
-        """A metric's values; empty where there are none."""
-        return self.curves.get(name) or Curve()
-
-    def newest(self, name: str) -> float | None:
-        """A metric's newest value."""
-        curve = self.curves.get(name)
-        return curve.values[-1] if curve else None
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """One more row; one without a step follows the row before it."""
-        numbers = {name: found for name, value in row.items() if (found := number(value)) is not None}
-        step = numbers.pop("step", self.last_step + 1.0)
-        for name, value in numbers.items():
-            if name not in self.curves:
-                self.curves[name] = Curve()
-            self.curves[name].add(step, value)
-        self.last, self.last_step = numbers, int(step)
-        self.num_rows += 1
+from prefopt.report.metrics import Metrics, read_metrics
+from prefopt.report.text import base_name, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +22,7 @@ class HeldOut:
 
     Attributes:
         row: where it comes from.
-        prompt: its text.
+        prompt: its text as the model read it, special tokens included.
         completions: their texts; of a pair the chosen one first.
         lengths: their tokens.
         weight: of the example in all means.
@@ -182,6 +123,22 @@ class RunRecord:
         return next((str(name) for name in names if name), "")
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the model itself: a new one, or one that the settings name, as `model` too."""
+        found = mapping(self.manifest.get("model")).get("adapter")
+        return bool(self.settings.get("lora_rank") or self.settings.get("adapter")) if found is None else bool(found)
+
+    @property
+    def peak_memory_gb(self) -> float | None:
+        """The most memory of any of its processes: one that resumed the run counts anew."""
+        return max(self.metrics.curve("memory_gb").values, default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """What all steps took."""
+        return number(self.summary.get("training_seconds")) or sum(self.metrics.curve("seconds").values) or None
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """What is known of the data: fingerprint, summary, counts."""
         return mapping(self.manifest.get("data")) or mapping(self.summary.get("data"))
@@ -192,6 +149,11 @@ class RunRecord:
         return int(number(self.data.get("num_held_out")) or len(self.held_out))
 
     @property
+    def base_name(self) -> str:
+        """The whole model under what training began with: the same but where that was an adapter."""
+        return str(mapping(self.manifest.get("model")).get("base") or self.model_name)
+
+    @property
     def has_reference(self) -> bool:
         """Whether the method compares with a reference; only such methods have the setting."""
         return "reference" in self.settings
@@ -200,6 +162,16 @@ class RunRecord:
     def reference_is_start(self) -> bool:
         """Whether the reference is the model as it was before training."""
         return self.has_reference and self.settings.get("reference") is None and self.resolved.get("reference") != "data"
+
+    @property
+    def reference_words(self) -> str:
+        """Which reference it is; empty where the method has none."""
+        if self.reference_is_start:
+            return "the model before training"
+        if not self.has_reference:
+            return ""
+        named = self.settings.get("reference")
+        return base_name(str(named)) if named is not None else "sums of log-probabilities that came with the data"
 
     @property
     def model_step(self) -> int:
@@ -281,7 +253,7 @@ def read_run(folder: Path) -> RunRecord:
         bad_rows=tuple(read_lines(files.bad_batch)),
         held_out_step=max((int(step) for line in lines if (step := number(line.get("step"))) and line.get("after")), default=None),
         opening=mapping((newest or {}).get("opening")),
-        host=str((read_json(folder / LOCK) or {}).get("host") or ""),
+        host=str((read_json(files.lock) or {}).get("host") or ""),
         has_checkpoint=bool(checkpoints),
         has_model=files.model.is_dir(),
     )
@@ -324,25 +296,6 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return mapping(values)
-
-
-def read_metrics(path: Path) -> Metrics:
-    """The metrics, line by line."""
-    metrics = Metrics()
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                if isinstance(row, dict):
-                    metrics.add(row)
-                elif line.strip() and line.endswith("\n"):
-                    metrics.num_unread += 1
-    except OSError:
-        pass
-    return metrics
 
 
 def held_out_of(line: Mapping[str, Any]) -> HeldOut:

@@ -1,7 +1,9 @@
 """Numbers, times and foreign text as people read them."""
 
 import math
+import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +18,7 @@ BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u206
 HIDDEN = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Categories of characters that show as nothing, as a box, or as an end of the line."""
 
+LARGEST = 1e100
 LARGEST_SHOWN = 1e15
 
 
@@ -40,6 +43,37 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit].rstrip()} […, {len(text) - limit:,} more characters]"
 
 
+def clip_middle(text: str, limit: int) -> str:
+    """As `clip`, but what is left out is the middle: the end of a prompt is what is asked."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half].rstrip()} […, {len(text) - 2 * half:,} characters left out, …] {text[-half:].lstrip()}"
+
+
+def without_common(texts: Sequence[str]) -> list[str]:
+    """The texts without what all of them share: whole lines at the beginning, and what begins with a line or a mark at the end.
+
+    So prompts can be told apart by their first words, though a template or a system prompt stands before all of them. Nothing is
+    left out where there is one text, or where all are the same.
+    """
+    if len(set(texts)) < 2:
+        return list(texts)
+    start = shared_start(texts).rfind("\n") + 1
+    rests = [text[start:] for text in texts]
+    shared = shared_start([rest[::-1] for rest in rests])[::-1]
+    mark = re.search(r"[\n<\[]", shared)
+    length = len(shared) - mark.start() if mark else 0
+    return [rest[: len(rest) - length] for rest in rests]
+
+
+def shared_start(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts), max(texts)  # whatever these two share, all between them in order share
+    length = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
+
+
 def one_line(text: str, limit: int = 140) -> str:
     """The text's beginning in one line."""
     flat = " ".join(text[: 4 * limit].split())
@@ -61,13 +95,10 @@ def model_label(name: str) -> str:
 
 
 def number(value: Any) -> float | None:
-    """The value as a finite number; None where it is none."""
+    """The value as a number; None where it is none, or one beyond all that float32 holds, whose squares would be infinite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) < LARGEST else None
 
 
 def integer(value: Any) -> int | None:
@@ -134,9 +165,9 @@ def moment(text: Any) -> datetime | None:
     """The time that an ISO text names, in UTC where it names no zone; None where it is none."""
     try:
         found = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):  # the last at the ends of the calendar
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def clock_time(when: datetime | None) -> str:

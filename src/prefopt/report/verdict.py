@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefopt.report.figures import METRICS, Change, changes
-from prefopt.report.record import Curve, Finding, RunRecord
+from prefopt.report.findings import BROKEN, by_rank, passed
+from prefopt.report.metrics import Curve
+from prefopt.report.record import Finding, RunRecord
 from prefopt.report.state import RunState
-from prefopt.report.text import duration, number, one_line, plain, plural, share
+from prefopt.report.text import duration, one_line, plain, plural, share
 
 CLEAR = 3.0
 """Standard errors beyond which a change is called clear: chance alone gives one as large in 3 of 1,000 runs."""
@@ -24,6 +26,9 @@ FEW = 30
 FELL = 0.02
 """Share of the chosen answers' log-probability by which it must have fallen before that is held against the run: a percent or two is
 what any step on other texts does."""
+
+ADVICE_OF_WATCH = "Before you rely on it, see to what the watch warns of"
+"""Begins the advice where a rule has warned."""
 
 MOVED = 0.05
 """Log-probability per answer, in nats, below which it is said to have stayed."""
@@ -45,24 +50,21 @@ class Verdict:
     cost: str
     advice: str
 
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """Those that say something."""
-        return tuple(filter(None, (self.learned, self.cost, self.advice)))
-
 
 def verdict(record: RunRecord, state: RunState) -> Verdict:
     """What came of the run."""
     figures = changes(record)
     outcome = judge(figures)
-    warnings = [finding for finding in record.findings if finding.is_warning]
-    headline, tone = heading(state, outcome, len(warnings))
+    all_warnings = [finding for finding in record.findings if finding.is_warning]
+    warnings = by_rank([finding for finding in all_warnings if not passed(finding, record, figures)])
+    is_broken = any(finding.rule in BROKEN for finding in warnings)
+    headline, tone = heading(state, outcome, len(warnings), is_broken=is_broken)
     return Verdict(
         headline=headline,
         tone=tone,
         learned=what_was_learned(record, figures, outcome),
         cost=what_it_cost(record, figures),
-        advice=what_to_do(record, state, outcome, warnings),
+        advice=what_to_do(record, state, outcome, warnings, num_passed=len(all_warnings) - len(warnings)),
     )
 
 
@@ -89,8 +91,8 @@ def judge(figures: Mapping[str, Change]) -> str:
     return "learned" if abs(away) >= CLEAR else "perhaps"
 
 
-def heading(state: RunState, outcome: str, num_warnings: int) -> tuple[str, str]:
-    """The headline and its tone."""
+def heading(state: RunState, outcome: str, num_warnings: int, *, is_broken: bool = False) -> tuple[str, str]:
+    """The headline and its tone; where its own answers are broken, what was learned about others is no matter."""
     ended = {
         "failed": (f"Failed after {state.progress}", "bad"),
         "broken off": (f"Ended without a word after {state.progress}", "bad"),
@@ -106,7 +108,7 @@ def heading(state: RunState, outcome: str, num_warnings: int) -> tuple[str, str]
         "worse": ("Worse than before training", "bad"),
         "open": ("Trained, but not judged", "open"),
     }
-    headline, tone = found[outcome]
+    headline, tone = ("Its own answers suffered from training", "bad") if is_broken else found[outcome]
     if num_warnings:
         return f"{headline}, with {plural(num_warnings, 'warning')}", "mixed" if tone == "good" else tone
     return headline, tone
@@ -194,11 +196,20 @@ def what_it_cost(record: RunRecord, figures: Mapping[str, Change]) -> str:
 
 
 def moved_by(record: RunRecord, figures: Mapping[str, Change]) -> str:
-    """The distance from the reference."""
-    kl = figures["kl"].after if "kl" in figures else None
-    if kl is None:
-        _, kl = ends(record.metrics.curve("kl"))
-    return "" if kl is None else f"it moved {METRICS['kl'].show(kl)} nats per answer away from its reference (KL)"
+    """The distance from the reference, and on what it was measured.
+
+    Without a held-out figure it is that of the last steps, which are measured before they are taken: of a single one it is 0,
+    whatever came of it.
+    """
+    for name, on in (("samples/kl", "on its own answers"), ("kl", "on the data's answers")):
+        if name in figures and (kl := figures[name].after) is not None:
+            return f"it moved {METRICS[name].show(kl)} nats per answer away from its reference (KL {on})"
+    curve = record.metrics.curve("kl")
+    _, kl = ends(curve)
+    if kl is None or len(curve) < 2:
+        return ""
+    at = f"about step {curve.steps[-1]:,.0f}"
+    return f"it was {METRICS['kl'].show(kl)} nats per answer away from its reference (KL on the data's answers) {at}"
 
 
 def log_probabilities(figures: Mapping[str, Change]) -> str:
@@ -230,16 +241,20 @@ def lengths(figures: Mapping[str, Change]) -> str:
 
 def effort(record: RunRecord) -> str:
     """Time, steps and memory."""
-    seconds = number(record.summary.get("training_seconds")) or sum(record.metrics.curve("seconds").values) or None
-    steps = plural(record.metrics.last_step, "step")
-    if seconds is None or not record.metrics.num_rows:
+    if record.seconds is None or not record.metrics.num_rows:
         return ""
-    memory = record.metrics.newest("memory_gb")
-    return f"{steps} took {duration(seconds)}" + (f" and at most {memory:.2f} GB" if memory else "")
+    memory, steps = record.peak_memory_gb, plural(record.metrics.last_step, "step")
+    return f"{steps} took {duration(record.seconds)}" + (f" and at most {memory:.2f} GB" if memory else "")
 
 
-def what_to_do(record: RunRecord, state: RunState, outcome: str, warnings: Sequence[Finding]) -> str:
-    """The third sentence: what to do next, and whether to trust the result."""
+def what_to_do(record: RunRecord, state: RunState, outcome: str, warnings: Sequence[Finding], *, num_passed: int = 0) -> str:
+    """The third sentence: what to do next, and whether to trust the result.
+
+    Args:
+        record, state, outcome: of the run.
+        warnings: those that still hold, the most urgent first.
+        num_passed: how many others there were.
+    """
     if state.name == "failed":
         where = " at the examples that are listed below" if record.bad_rows else ""
         left = "" if record.has_model else " and left no model"
@@ -248,15 +263,17 @@ def what_to_do(record: RunRecord, state: RunState, outcome: str, warnings: Seque
         go_on = "go on from its newest checkpoint with the command below"
         return f"It is not finished; {go_on if record.has_checkpoint else 'start it anew: no checkpoint was saved'}."
     if warnings:
-        worst = next((finding for finding in warnings if finding.step), warnings[0])  # what came of settings, before settings that are odd
-        return f"Before you rely on it, see to what the watch warns of: {lowered(one_line(worst.do, 400).rstrip('.') or worst.rule)}."
+        worst = warnings[0]
+        begin = f"Do not rely on it (the watch: `{worst.rule}`)" if worst.rule in BROKEN else ADVICE_OF_WATCH
+        return f"{begin}: {lowered(one_line(worst.do, 400).rstrip('.') or worst.rule)}."
     if state.name == "running":
-        return "It is still going, and so far the watch warns of nothing; make this page again for newer figures."
+        warned = "what the watch warned of has passed" if num_passed else "so far the watch warns of nothing"
+        return f"It is still going, and {warned}; make this page again for newer figures."
     if outcome == "open" and record.num_held_out:
         return "Evaluate it on the examples that were held out for that: nothing here says more than that its steps are done."
+    nothing = "What the watch warned of on the way has passed" if num_passed else "Nothing that the watch looks at speaks against it"
     return {
-        "learned": "Nothing that the watch looks at speaks against it; read the answers below before you use it, for these figures are "
-        "about given answers and not about its own.",
+        "learned": f"{nothing}; read the answers below before you use it, for these figures are about given answers and not about its own.",
         "perhaps": "More held-out pairs, or a longer run, would tell whether the gain is real; until then do not count on it.",
         "nothing": "There is no reason yet to prefer it to the model that it started from: look for mislabelled pairs first, then try "
         "more data, a higher learning rate or more epochs.",

@@ -43,6 +43,11 @@ def reference_settings(settings: RunSettings) -> ReferenceSettings:
     return settings if isinstance(settings, ReferenceSettings) else ReferenceSettings()
 
 
+def as_reference(settings: RunSettings, name: str) -> RunSettings:
+    """The settings by which another model is loaded as the reference."""
+    return settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
+
+
 @cache
 def settings_around(needs: Needs) -> type[RunSettings]:
     """The settings of a run whose method was made beforehand, with settings of its own."""

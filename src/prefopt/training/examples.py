@@ -1,8 +1,7 @@
 """The examples of a run: read, told, shown, and split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,10 +10,9 @@ from prefopt.data.dataset import Dataset, load, split
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel
-from prefopt.training.folder import RunFolder
-from prefopt.training.narrator import Narrator
 from prefopt.training.order import DataOrder
 from prefopt.training.settings import RunSettings
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
 
 
@@ -25,7 +23,7 @@ class RunData:
     Attributes:
         train, held_out: the examples.
         facts: about them, for the summary.
-        dropped: the files of dropped rows that were written.
+        dropped, dropped_held_out: rows that were left out, as `write_dropped` takes them.
         chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
         tokenizer: that cut them.
     """
@@ -33,7 +31,8 @@ class RunData:
     train: Sequence[PromptTree]
     held_out: Sequence[PromptTree]
     facts: dict[str, Any]
-    dropped: tuple[Path, ...]
+    dropped: Sequence[Mapping[str, Any]]
+    dropped_held_out: Sequence[Mapping[str, Any]]
     chat_template: str | None
     end_of_turn: str
     tokenizer: PreTrainedTokenizerBase
@@ -48,28 +47,32 @@ def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrato
     return settings.model_copy(update={"max_length": context})
 
 
-def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder: RunFolder | None, narrator: Narrator) -> RunData:
-    """The run's examples, told and shown; rows that are dropped are written into the folder, where there is one.
+def within_data(settings: RunSettings, num_train: int, narrator: Narrator) -> RunSettings:
+    """The settings with a `batch_size` of at most all examples: a step that takes one several times only seems to see more of them."""
+    if settings.batch_size <= num_train:
+        return settings
+    narrator.say(f"batch_size: {num_train}, all examples that there are to train on (the settings say {settings.batch_size})")
+    return settings.model_copy(update={"batch_size": num_train})
+
+
+def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunData:
+    """The run's examples, told and shown.
 
     Raises:
         DataError: as `prefopt.data.dataset.load`; or every example has weight 0.
     """
     kind = method.needs.completions
-    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped if folder else None)
+    dataset = load(settings.data, settings, loaded.tokenizer, kind=kind)
     held_out: Sequence[PromptTree]
-    trees, held_out = dataset.trees, ()
-    dropped = [folder.files.dropped] if folder and dataset.summary.num_dropped else []
+    dropped_held_out: Sequence[Mapping[str, Any]]
+    trees, held_out, dropped_held_out = dataset.trees, (), ()
     facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
     for line in dataset.summary.lines():
         narrator.say(line)
     if settings.eval_data:
-        held = load(
-            settings.eval_data, settings, loaded.tokenizer, kind=kind, dropped_file=folder.files.dropped_held_out if folder else None
-        )
-        held_out = held.trees
+        held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind)
+        held_out, dropped_held_out = held.trees, held.dropped_rows
         facts |= {"eval_fingerprint": held.fingerprint, "eval_summary": held.summary.to_dict()}
-        if folder and held.summary.num_dropped:
-            dropped.append(folder.files.dropped_held_out)
         for line in held.summary.lines():
             narrator.say(f"held out: {line}")
     elif settings.eval_fraction:
@@ -78,11 +81,37 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, folder
     narrator.say(f"the first example:\n{dataset.first_example}")
     if not any(tree.weight > 0 for tree in trees):
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
-    facts |= {"num_train": len(trees), "num_held_out": len(held_out)}
     arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
+    facts |= {"num_train": len(trees), "num_held_out": len(held_out), "held_out_lengths": mean_lengths(arranged_held_out)}
     return RunData(
-        arranged, arranged_held_out, facts, tuple(dropped), template_to_save(dataset, loaded), dataset.end_of_turn, loaded.tokenizer
+        arranged,
+        arranged_held_out,
+        facts,
+        dataset.dropped_rows,
+        dropped_held_out,
+        template_to_save(dataset, loaded),
+        dataset.end_of_turn,
+        loaded.tokenizer,
     )
+
+
+def mean_lengths(trees: Sequence[PromptTree]) -> dict[str, float]:
+    """What log-probabilities of these examples are divided by to get nats per token: mean scored tokens, by weight as in the metrics.
+
+    Args:
+        trees: as the method reads them; of pairs the chosen answer is the first.
+
+    Returns:
+        `mean_chosen` and `mean_rejected` of pairs, `mean_answer` of others; empty where no example has weight.
+    """
+    total = sum(tree.weight for tree in trees)
+    if not total:
+        return {}
+    is_pairs = all(len(tree.completions) == 2 for tree in trees)
+    return {
+        name: sum(tree.weight * tree.completions[place].num_scored for tree in trees) / total
+        for place, name in enumerate(("mean_chosen", "mean_rejected") if is_pairs else ("mean_answer",))
+    }
 
 
 def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:

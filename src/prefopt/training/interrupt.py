@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and the end of the terminal: finish the step, save, say how to go on. A second Ctrl-C stops at once.
+"""Ctrl-C, SIGTERM and the end of the terminal: finish the step, save, say how to go on. A second Ctrl-C stops at once, and so does
+the first one before there is a step.
 
 A terminal that is closed, or a connection that breaks, sends SIGHUP, often twice: once from the kernel and once from the shell.
 So it asks like the others and never counts as a second request. Under `nohup` it is ignored, and stays so.
@@ -13,8 +14,35 @@ from types import FrameType
 
 import torch
 
-from prefopt.training.narrator import Narrator
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.terminal.narrator import Narrator
+
+SAVE_SHARE = 20
+"""Checkpoints that the clock asks for take at most one part in so many of a run's time: those of large models take minutes."""
+
+
+class SaveClock:
+    """Whether it is time for a checkpoint.
+
+    Args:
+        minutes: between two; 0: it never is.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.since, self.last_s = time.monotonic(), 0.0
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A checkpoint is written in the block, whoever asked for it: the time begins anew."""
+        began = time.monotonic()
+        yield
+        self.since = time.monotonic()
+        self.last_s = self.since - began
+
+    def is_time(self) -> bool:
+        """Whether the time is over."""
+        return self.minutes > 0 and time.monotonic() - self.since >= max(60 * self.minutes, SAVE_SHARE * self.last_s)
 
 
 class StopRequest:
@@ -27,11 +55,30 @@ class StopRequest:
         """Stop after this step."""
         self.asked = True
 
-    def agreed(self, processes: Processes) -> bool:
-        """Whether any process was asked; all get the same answer."""
-        if processes.count == 1:
-            return self.asked
-        return bool(processes.add_up(torch.tensor(float(self.asked), device=processes.device)).item() > 0)
+
+def any_process(processes: Processes, *wishes: bool) -> list[bool]:
+    """Of each wish, whether any process has it; all get the same answer, in one exchange."""
+    if processes.count == 1:
+        return list(wishes)
+    return [count > 0 for count in processes.add_up(torch.tensor(wishes, dtype=torch.float32, device=processes.device)).tolist()]
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is, while there is no step to finish. Where several processes run, theirs take precedence."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:  # else a process that is ending has something to say first
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

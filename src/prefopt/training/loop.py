@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,16 +20,17 @@ from torch.optim import AdamW
 
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import ReferenceLogps, TokenLogps
-from prefopt.errors import RunError
 from prefopt.methods.method import Method, State
-from prefopt.models.policy import Policy
+from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.reference import Reference
 from prefopt.training.cut import MicroBatch, cut
-from prefopt.training.narrator import Ticker
+from prefopt.training.group.processes import Processes
+from prefopt.training.group.sharding import not_finite
+from prefopt.training.not_finite import CAUSES, NotFinite, in_words, step_not_finite
 from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
 from prefopt.training.order import DataOrder
-from prefopt.training.processes import Processes
 from prefopt.training.step import PerExample, StepResult, Sums, unit_totals, weighted_loss
+from prefopt.training.terminal.narrator import Ticker
 from prefopt.trees import PromptTree
 
 
@@ -43,19 +45,6 @@ class Evaluation:
 
     figures: dict[str, float]
     examples: dict[str, list[float]]
-
-
-class NotFinite(RunError):
-    """A step whose loss or gradient is not finite.
-
-    Attributes:
-        trees: its examples.
-        examples: metric -> the value of each, computed again with the weights as they were; `loss` is among them.
-    """
-
-    def __init__(self, message: str, trees: Sequence[PromptTree], examples: Mapping[str, Sequence[float]]) -> None:
-        super().__init__(message)
-        self.trees, self.examples = trees, examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +101,7 @@ class Trainer:
         result = StepResult.of(sums.named(numbers))
         if not (math.isfinite(result.loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            raise not_finite(result.loss, grad_norm, step, trees, self.evaluate(trees, state).examples)
+            raise step_not_finite(result.loss, grad_norm, step, trees, self.evaluate(trees, state).examples, self.broken_weights())
         set_learning_rate(self.optimizer, self.schedule.at(step))
         self.optimizer.step()
         return result, grad_norm
@@ -133,6 +122,32 @@ class Trainer:
                 examples.add(micro_batch.places, {"loss": own_loss_B, **output.metrics})
         result = StepResult.of(sums.named(self.processes.add_up(sums.stacked()).tolist()))
         return Evaluation({"loss": result.loss, **result.metrics}, examples.named(self.processes.add_up(examples.stacked())))
+
+    def broken_weights(self) -> list[str]:
+        """Names of the trained parameters that are not finite."""
+        return not_finite(dict(trained_parameters(self.policy)), self.processes)
+
+    def broken_moments(self) -> list[str]:
+        """Names of the trained parameters for which the optimizer holds something that is not finite."""
+        named = dict(trained_parameters(self.policy))
+        held = {f"{key}|{name}": value for name, parameter in named.items() for key, value in self.optimizer.state[parameter].items()}
+        return list(dict.fromkeys(found.split("|", 1)[1] for found in not_finite(held, self.processes)))
+
+    def check_finite(self, step: int) -> None:
+        """What is about to be saved must be finite: the weights, and the optimizer's state.
+
+        Args:
+            step: that was done last.
+
+        Raises:
+            NotFinite: it is not.
+        """
+        if names := self.broken_weights():
+            raise NotFinite(f"after step {step} the weights of {in_words(names)} are not finite; they are not saved. {CAUSES}")
+        if names := self.broken_moments():
+            raise NotFinite(
+                f"after step {step} the optimizer's averages for {in_words(names)} are not finite; they are not saved. {CAUSES}"
+            )
 
     def _my_part(self, trees: Sequence[PromptTree]) -> list[MicroBatch]:
         plan = cut(trees, max_tokens=self.max_tokens, sharing=self.policy.path.sharing, num_processes=self.processes.count)
@@ -181,6 +196,13 @@ class Best:
     since: int = 0
 
 
+class Asked(NamedTuple):
+    """What someone or the clock asks for between two steps; the same on all processes."""
+
+    stop: bool = False
+    save: bool = False
+
+
 @dataclass(slots=True)
 class Course:
     """Where a run stands, and when it does what beside stepping.
@@ -195,7 +217,7 @@ class Course:
         evaluate: gives figures after a step, held-out ones keyed `eval/...`; None: there is nothing to look at.
         save: writes a checkpoint of the course as it stands.
         record: takes each step's row of metrics.
-        stopping: asked after each step; true stops the run, after saving.
+        asked: after each step: whether to stop after saving, and whether it is time to save.
         best: so far; None before the first evaluation on the way.
         stopped: whether the run was asked to stop, and did.
     """
@@ -210,7 +232,7 @@ class Course:
     evaluate: Callable[[int, State], Mapping[str, float]] | None
     save: Callable[["Course"], None]
     record: Callable[[Mapping[str, float]], None]
-    stopping: Callable[[], bool]
+    asked: Callable[[], Asked]
     best: Best | None = None
     stopped: bool = False
 
@@ -259,14 +281,18 @@ def run_steps(trainer: Trainer, trees: Sequence[PromptTree], course: Course, tic
         course.step += 1
         is_best = False
         if course.evaluate is not None and (course.ended or _is_due(course.evaluate_every, course.step)):
-            row |= course.evaluate(course.step, course.state)
+            try:
+                row |= course.evaluate(course.step, course.state)
+            except NotFinite:
+                course.record(row)  # the step itself was done
+                raise
             is_best = course.compare(row)
         course.record(row)
         ticker.step(course.step, row)
-        stopping = course.stopping()
-        if course.ended or stopping or _is_due(course.save_every, course.step) or (is_best and course.save_best):
+        asked = course.asked()
+        if course.ended or any(asked) or _is_due(course.save_every, course.step) or (is_best and course.save_best):
             course.save(course)
-        if stopping and not course.ended:
+        if asked.stop and not course.ended:
             course.stopped = True
             return
 
@@ -281,18 +307,3 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def not_finite(loss: float, grad_norm: float, step: int, trees: Sequence[PromptTree], examples: Mapping[str, Sequence[float]]) -> NotFinite:
-    """The error that stops the run, naming the examples whose own loss is not finite, or all where each is."""
-    broken = [tree for tree, value in zip(trees, examples["loss"], strict=True) if not math.isfinite(value)]
-    what = f"the loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"the gradient of step {step + 1} is {grad_norm}"
-    named = broken or trees
-    rows = ", ".join(tree.row_id for tree in named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
-    whose = "Examples whose own loss is not finite" if broken else "Each example's own loss is finite; the step's examples"
-    return NotFinite(
-        f"{what}; the weights were not changed. {whose}: {rows}. A learning rate that is far too high is the usual cause; "
-        "so are float16 weights that overflow, and rows of extreme length.",
-        trees,
-        examples,
-    )

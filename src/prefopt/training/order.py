@@ -1,6 +1,7 @@
 """Which examples an optimizer step sees: a function of seed and step, so that nothing needs saving to resume."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ class DataOrder:
 
     Attributes:
         num_examples: size of the data.
-        batch_size: examples of an optimizer step.
+        batch_size: examples of an optimizer step, at most all there are.
         seed: of the orders.
         epochs: passes over the data; may be a fraction.
         max_steps: steps in place of epochs.
@@ -28,6 +29,10 @@ class DataOrder:
     seed: int
     epochs: float = 1.0
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_examples:  # each epoch that a step touches costs time and memory
+            raise ValueError(f"a step of {self.batch_size} examples is more than the {self.num_examples} that there are")
 
     @property
     def num_steps(self) -> int:
@@ -43,15 +48,25 @@ class DataOrder:
 
     def examples(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of the examples of a step; steps count from 0."""
-        first = step * self.batch_size
-        last = min(first + self.batch_size, self.num_taken)
-        epochs = range(first // self.num_examples, (last - 1) // self.num_examples + 1)
-        stream = np.concatenate([self._epoch(epoch) for epoch in epochs])
-        return stream[first - epochs[0] * self.num_examples : last - epochs[0] * self.num_examples]
+        first, last = self.num_taken_before(step), self.num_taken_before(step + 1)
+        parts = []
+        for epoch in range(first // self.num_examples, (last - 1) // self.num_examples + 1):
+            start = epoch * self.num_examples
+            parts.append(_order_of(self.num_examples, self.seed, epoch)[max(first - start, 0) : last - start])
+        return np.concatenate(parts)
+
+    def num_taken_before(self, step: int) -> int:
+        """Examples that the steps before have taken, repeats counted."""
+        return min(step * self.batch_size, self.num_taken)
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data when the step is done."""
-        return min((step + 1) * self.batch_size, self.num_taken) / self.num_examples
+        return self.num_taken_before(step + 1) / self.num_examples
 
-    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
+
+@lru_cache(maxsize=2)
+def _order_of(num_examples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order of an epoch; kept, because drawing it anew for every step would take longer than the step where examples are many."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    order.flags.writeable = False
+    return order

@@ -12,8 +12,8 @@ from prefopt.models.policy import EnginePath
 from prefopt.models.reference import CachedReference, Reference, completion_keys, prompt_key, split_by_key
 from prefopt.models.reference_cache import ReferenceCache
 from prefopt.training.cut import MicroBatch, cut
-from prefopt.training.narrator import Narrator
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
 
 SENT_AT_ONCE = 2**24

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import torch
 
 from prefopt.methods.method import Method
-from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model, locate
+from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
+from prefopt.models.reference_cache import weights_digest
 from prefopt.training.cut import check_fits
-from prefopt.training.examples import RunData, load_data, within_context
-from prefopt.training.folder import RunFolder
-from prefopt.training.memory import MemoryCheck
-from prefopt.training.narrator import Narrator
+from prefopt.training.examples import RunData, load_data, within_context, within_data
+from prefopt.training.group.processes import Processes
+from prefopt.training.memory.check import MemoryCheck, trains_adapter
 from prefopt.training.optimizer import usual_learning_rate
 from prefopt.training.order import DataOrder
-from prefopt.training.processes import Processes
-from prefopt.training.resume import facts_to_agree_on
+from prefopt.training.record.resume import facts_to_agree_on
 from prefopt.training.settings import RunSettings
-from prefopt.training.words import opening_lines
+from prefopt.training.terminal.narrator import Narrator
+from prefopt.training.terminal.words import opening_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,9 @@ class Prepared:
     """A run, but for its reference and its optimizer.
 
     Attributes:
-        given, settings: as they were given, and as the model's context allows.
+        given, settings: as they were given, and as the model's context and the number of examples allow.
         loaded, precision: the model.
+        fingerprint: digest of all its weights, the adapter's included.
         data, order: the examples, and which of them each step takes.
         policy: the model on the fastest way that is right on it.
         learning_rate, usual_learning_rate: the peak, and what it would be by default.
@@ -37,6 +38,7 @@ class Prepared:
     settings: RunSettings
     loaded: LoadedModel
     precision: Precision
+    fingerprint: str
     data: RunData
     order: DataOrder
     policy: Policy
@@ -44,23 +46,20 @@ class Prepared:
     usual_learning_rate: float
 
 
-def prepare(
-    method: Method, given: RunSettings, memory: MemoryCheck | None, processes: Processes, folder: RunFolder, narrator: Narrator
-) -> Prepared:
+def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, processes: Processes, narrator: Narrator) -> Prepared:
     """Load the model and the examples, and find out how to run them.
 
     Args:
         method: of the run.
         given: its settings.
         memory: says whether the examples will fit; None: nobody asks.
-        processes, folder, narrator: of the run.
+        processes, narrator: of the run.
 
     Raises:
         PrefoptError: the model or the data cannot be used, or processes do not have the same.
     """
     torch.manual_seed(given.seed % 2**63)  # any whole number will do
-    adapter = bool(given.lora_rank or given.adapter or locate(given.model)[1])
-    precision = choose_precision(given.precision, processes.device, adapter=adapter)
+    precision = choose_precision(given.precision, processes.device, adapter=trains_adapter(given))
     apart = given.parallel == "fsdp" and processes.count > 1  # no device ever holds the whole model
     loaded = load_model(given, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=given.seed)
     settings = within_context(given, loaded, narrator)
@@ -68,7 +67,7 @@ def prepare(
     usual_rate = usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
     learning_rate = settings.learning_rate or usual_rate
     with processes.main_first():
-        data = load_data(method, settings, loaded, folder if processes.is_main else None, narrator)
+        data = load_data(method, settings, loaded, narrator)
     proof = prove(
         loaded.model,
         max_length=settings.max_length,
@@ -76,11 +75,14 @@ def prepare(
         autocast=precision.autocast,
         apart=processes.device if apart else None,
     )
-    processes.agree(facts_to_agree_on(method, settings, loaded.model, data.facts["fingerprint"], proof.path))
+    fingerprint = weights_digest(loaded.model.state_dict())
+    processes.agree(facts_to_agree_on(method, settings, fingerprint, data.facts["fingerprint"], proof.path))
     check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
+    settings = within_data(settings, len(data.train), narrator)
     order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
         narrator.say(line)
     if memory is not None and (warning := memory.note(data.train, proof.path.sharing)):
         narrator.say(warning)
-    return Prepared(given, settings, loaded, precision, data, order, Policy(loaded.model, proof.path), learning_rate, usual_rate)
+    policy = Policy(loaded.model, proof.path)
+    return Prepared(given, settings, loaded, precision, fingerprint, data, order, policy, learning_rate, usual_rate)

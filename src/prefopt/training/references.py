@@ -23,6 +23,7 @@ from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
 from prefopt.models.reference import (
     AdapterOff,
+    CachedReference,
     DataReference,
     FrozenAdapter,
     FrozenCopy,
@@ -30,13 +31,13 @@ from prefopt.models.reference import (
     data_has_reference,
 )
 from prefopt.models.reference_cache import CacheContext, ReferenceCache, weights_digest
-from prefopt.training.assemble import reference_settings
+from prefopt.training.assemble import as_reference, reference_settings
 from prefopt.training.cut import cut
-from prefopt.training.narrator import Narrator
+from prefopt.training.group.processes import Processes
+from prefopt.training.group.sharding import Parallel, shard
 from prefopt.training.precompute import precompute
-from prefopt.training.processes import Processes
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import Parallel, shard
+from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
 
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -87,9 +88,9 @@ def other_reference(
     """
     name = reference_settings(settings).reference
     assert name is not None
-    plain = settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
     apart = settings.parallel == "fsdp" and processes.count > 1
-    loaded = load_model(plain, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=0)
+    where = torch.device("cpu") if apart else processes.device
+    loaded = load_model(as_reference(settings, name), precision=precision, device=where, seed=0)
     ids = [ids for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions))]
     used = set(np.unique(np.concatenate(ids)).tolist())
     theirs = loaded.tokenizer.get_vocab()
@@ -103,20 +104,29 @@ def other_reference(
     return FrozenCopy(Policy(loaded.model, proof.path)), loaded, f"reference: {name}; {proof.sentence()}"
 
 
-def cache_context(loaded: LoadedModel, path: EnginePath, precision: Precision, processes: Processes) -> CacheContext:
-    """What the reference's values depend on, beside the tokens."""
+def cache_context(
+    loaded: LoadedModel, path: EnginePath, precision: Precision, processes: Processes, *, fingerprint: str | None = None
+) -> CacheContext:
+    """What the reference's values depend on, beside the tokens.
+
+    Args:
+        loaded, path, precision, processes: the reference's model, and how it is run.
+        fingerprint: digest of all its weights, where that is known already: some seconds for a model of 8e9 parameters.
+    """
     model, adapter = loaded.model, loaded.adapter
     weights = dict(model.state_dict())
     shape = model.config.to_dict()
     if adapter is not None and loaded.adapter_is_new:  # it is switched off: what remains is the model that full fine-tuning starts from
         base = {name: tensor for name, tensor in weights.items() if "lora_" not in name and ".modules_to_save." not in name}
         weights = {name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor for name, tensor in base.items()}
+        fingerprint = None
     elif adapter is not None:
         config = adapter.active_peft_config
         shape["adapter"] = {name: str(getattr(config, name, None)) for name in ADAPTER_SHAPE}
     for name in ELSEWHERE:
         shape.pop(name, None)
-    digest = f"{weights_digest(weights)} {blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()}"
+    function = blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    digest = f"{fingerprint or weights_digest(weights)} {function}"
     quantisation = str(getattr(model.config, "quantization_config", "") or "")
     return CacheContext(
         digest, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type
@@ -131,17 +141,19 @@ class Choice:
         reference: gives the values. A second model is whole until `ready`.
         path: how its model is run.
         context: what its values depend on; None: they are not kept.
+        fingerprint: digest of the weights of a model of its own; None: it is the run's model as it starts, or there is none.
     """
 
     reference: Reference
     path: EnginePath
     context: CacheContext | None
+    fingerprint: str | None = None
 
     def ready(
         self,
         trees: Sequence[PromptTree],
         *,
-        cache_folder: Path | None,
+        cache_folder: Path,
         max_tokens: int,
         precision: Precision,
         parallel: Parallel,
@@ -157,7 +169,7 @@ class Choice:
         """
         if isinstance(self.reference, FrozenCopy) and parallel == "fsdp" and processes.count > 1:
             shard(self.reference.policy, processes)
-        if self.context is None or cache_folder is None:
+        if self.context is None:
             return self.reference
         return precompute(
             self.reference,
@@ -170,6 +182,16 @@ class Choice:
             narrator=narrator,
         )
 
+    def live(self, ready: Reference) -> Reference | None:
+        """The reference where it can be asked about new texts while the policy trains; None where only the data's values are left.
+
+        Args:
+            ready: what `ready` gave.
+        """
+        if isinstance(self.reference, AdapterOff):  # it is there as long as the policy is, whatever was computed before
+            return self.reference
+        return None if isinstance(ready, CachedReference | DataReference) else ready
+
 
 def choose_reference(
     method: Method,
@@ -178,6 +200,7 @@ def choose_reference(
     loaded: LoadedModel,
     trees: Sequence[PromptTree],
     *,
+    fingerprint: str,
     precision: Precision,
     processes: Processes,
     narrator: Narrator,
@@ -189,11 +212,13 @@ def choose_reference(
         settings: whether the user names another model, and whether values are kept.
         policy, loaded: before training.
         trees: all that will be asked for, held-out ones included.
+        fingerprint: digest of the policy's weights.
         precision, processes, narrator: of the run.
 
     Raises:
         DataError: some completions bring reference values and some do not.
         ModelError: as `other_reference`.
+        RunError: processes have not the same one.
     """
     if not method.needs.reference:
         return None
@@ -202,17 +227,19 @@ def choose_reference(
         return Choice(DataReference(), policy.path, None)
     keeps = reference_settings(settings).reference_cache
     reference: Reference
-    path, reference_model = policy.path, loaded
+    path, reference_model, another = policy.path, loaded, None
     if reference_settings(settings).reference is not None:
         reference, reference_model, sentence = other_reference(settings, loaded.tokenizer, trees, precision, processes)
         path = reference.policy.path
+        fingerprint = another = weights_digest(reference_model.model.state_dict())
+        processes.agree({"the reference": another})
         narrator.say(sentence)
     else:
         reference = start_reference(policy, loaded, in_place=keeps)
     if not keeps:
         narrator.say(f"reference: {DESCRIPTIONS[type(reference)]}, run in every step")
-        return Choice(reference, path, None)
-    return Choice(reference, path, cache_context(reference_model, path, precision, processes))
+        return Choice(reference, path, None, another)
+    return Choice(reference, path, cache_context(reference_model, path, precision, processes, fingerprint=fingerprint), another)
 
 
 DESCRIPTIONS: dict[type, str] = {

@@ -14,34 +14,35 @@ from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.errors import RunStopped
 from prefopt.methods.method import Method
-from prefopt.models.load import is_hub_name
+from prefopt.models.load import is_hub_name, locate
 from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
-from prefopt.training.callbacks import Callback
-from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.cut import needed_positions
 from prefopt.training.examples import needed_trees
-from prefopt.training.folder import RunFolder
-from prefopt.training.interrupt import StopRequest, stop_on_signals
-from prefopt.training.logbook import Logbook
+from prefopt.training.group.processes import Processes, join
+from prefopt.training.group.sharding import is_cut, saved_weights, wrap
+from prefopt.training.interrupt import StopRequest, stop_at_once, stop_on_signals
 from prefopt.training.loop import Trainer
-from prefopt.training.manifest import make_manifest
-from prefopt.training.memory import check_memory
-from prefopt.training.narrator import Narrator, Quiet, Terminal
+from prefopt.training.memory.check import check_memory
+from prefopt.training.memory.out_of_memory import explaining_out_of_memory
 from prefopt.training.optimizer import Schedule, make_optimizer
-from prefopt.training.out_of_memory import explaining_out_of_memory
 from prefopt.training.prepare import Prepared, prepare
-from prefopt.training.processes import Processes, join
+from prefopt.training.record.again import Again
+from prefopt.training.record.callbacks import Callback
+from prefopt.training.record.checkpoint import Checkpoints
+from prefopt.training.record.folder import RunFolder
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.record.manifest import make_manifest
+from prefopt.training.record.reporters import make_reporters
+from prefopt.training.record.resume import check_reference_is_same, check_start_is_same, find_checkpoint
 from prefopt.training.references import choose_reference
-from prefopt.training.reporters import make_reporters
-from prefopt.training.resume import check_start_is_same, find_checkpoint
 from prefopt.training.runner import Checkpoint, Runner
 from prefopt.training.samples import make_sampler
 from prefopt.training.settings import RunSettings
-from prefopt.training.sharding import is_cut, saved_weights, wrap
-from prefopt.training.words import closing_lines
+from prefopt.training.terminal.narrator import Narrator, Quiet, Terminal
+from prefopt.training.terminal.words import closing_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,12 @@ def train_with(method: str, /, *, narrator: Narrator | None = None, callbacks: S
 
 
 def train(
-    method: str | Method, settings: RunSettings, *, narrator: Narrator | None = None, callbacks: Sequence[Callback] = ()
+    method: str | Method,
+    settings: RunSettings,
+    *,
+    narrator: Narrator | None = None,
+    callbacks: Sequence[Callback] = (),
+    again: Again | None = None,
 ) -> RunResult:
     """Run a method from its settings to a trained model on disk.
 
@@ -78,6 +84,7 @@ def train(
         settings: of the run.
         narrator: where words and progress go; the default is the terminal.
         callbacks: are told of every step, on the main process.
+        again: the run that this one repeats; its examples and weights must be the same.
 
     Raises:
         PrefoptError: the settings, the data, the model or the run; says what was given, what is allowed and what to do.
@@ -87,16 +94,18 @@ def train(
         method = kind(own_settings(kind, settings))
     book: Logbook | None = None
     try:
-        with join(settings.device) as processes:
+        with stop_at_once(), join(settings.device) as processes:
             speaker = (narrator or Terminal()) if processes.is_main else Quiet()
             book = Logbook(RunFolder(settings.out.expanduser()), speaker, callbacks, is_main=processes.is_main)
             if processes.lifeline is not None:
                 processes.lifeline.advice = book.folder.how_to_go_on
                 processes.lifeline.at_end = partial(book.failed, stopped=False)
-            return _run(method, settings, processes, book)
+            return _run(method, settings, processes, book, again)
     except KeyboardInterrupt:
-        if book is None or not book.is_open:
+        if book is None or not book.is_main:
             raise
+        if not book.is_open:
+            raise RunStopped(_before_the_first_step(method, settings)) from None
         left = "the last checkpoint is as it was. Go on with the same command and --resume"
         stopped = RunStopped(
             f"stopped at once; {left if book.folder.has_checkpoint else 'no checkpoint was saved. Start anew with --overwrite'}."
@@ -113,15 +122,24 @@ def train(
             book.close()
 
 
-def _run(method: Method, settings: RunSettings, processes: Processes, book: Logbook) -> RunResult:
+def _before_the_first_step(method: Method, settings: RunSettings) -> str:
+    """What is said where a run is stopped before it begins: nothing is lost but time, and not all of that."""
+    kept = ""
+    if method.needs.reference and reference_settings(settings).reference_cache:
+        kept = " What was computed of the reference's values is kept in the cache."
+    left = f" What {settings.out} held is as it was." if settings.resume or settings.overwrite else ""
+    return f"stopped before the first step.{left}{kept} Give the same command to start again."
+
+
+def _run(method: Method, settings: RunSettings, processes: Processes, book: Logbook, again: Again | None) -> RunResult:
     began = time.perf_counter()
     folder, narrator = book.folder, book.narrator
     if is_hub_name(settings.model):
         narrator.say(f"there is no folder {settings.model} here; looking for it on the hub")
     with processes.main_first():
         if processes.is_main:
-            models = (settings.model, settings.adapter, reference_settings(settings).reference)
-            book.lock = folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=models)
+            read = _models_read(settings) if settings.overwrite else ()
+            book.lock = folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=read)
             book.callbacks = (*make_reporters(settings.report_to, folder.path, narrator.say), *book.callbacks)
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
     checkpoint = find_checkpoint(checkpoints, method, settings, processes) if settings.resume else None
@@ -134,9 +152,9 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         advice=partial(folder.how_to_go_on, several=processes.count > 1),
     )
     with explained():
-        ready = prepare(method, settings, memory, processes, folder, narrator)
+        ready = prepare(method, settings, memory, processes, narrator)
     with explained(longest=max(needed_positions(tree, ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))):
-        runner = _runner(method, ready, checkpoint, processes, book)
+        runner = _runner(method, ready, checkpoint, processes, book, again)
         if (summary := runner.done_before()) is not None:
             narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
             return RunResult(folder.path, folder.files.model, summary)
@@ -150,28 +168,53 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     return RunResult(folder.path, folder.files.model, summary)
 
 
-def _runner(method: Method, ready: Prepared, checkpoint: Checkpoint | None, processes: Processes, book: Logbook) -> Runner:
+def _models_read(settings: RunSettings) -> list[str]:
+    """Where the run reads weights: of an adapter its base too, without which neither it nor what is trained on it is worth anything."""
+    named = (settings.model, reference_settings(settings).reference)
+    return [place for place in (settings.adapter, *(part for name in named if name for part in locate(name))) if place]
+
+
+def _runner(
+    method: Method, ready: Prepared, checkpoint: Checkpoint | None, processes: Processes, book: Logbook, again: Again | None
+) -> Runner:
     """The run, its reference computed."""
     settings, policy, data, precision = ready.settings, ready.policy, ready.data, ready.precision
     manifest = make_manifest(method, ready, processes)
     if checkpoint is not None:
         check_start_is_same(*checkpoint, manifest)
+    if again is not None:
+        again.check(manifest, book.narrator)
     trees = needed_trees(ready.order, data)
     choice = choose_reference(
-        method, settings, policy, ready.loaded, trees, precision=precision, processes=processes, narrator=book.narrator
+        method,
+        settings,
+        policy,
+        ready.loaded,
+        trees,
+        fingerprint=ready.fingerprint,
+        precision=precision,
+        processes=processes,
+        narrator=book.narrator,
     )
+    if choice is not None and choice.fingerprint is not None:
+        manifest["reference"] = {"name": reference_settings(settings).reference, "fingerprint": choice.fingerprint}
+        if checkpoint is not None:
+            check_reference_is_same(*checkpoint, manifest)
+        if again is not None:
+            again.check(manifest, book.narrator)
     wrapped = wrap(policy, processes, settings.parallel)
-    reference = None
+    reference = live = None
     if choice is not None:
         reference = choice.ready(
             trees,
-            cache_folder=cache_folder(settings.cache_dir).parent / "reference",
+            cache_folder=cache_folder(settings.cache_dir) / "reference",
             max_tokens=settings.max_tokens,
             precision=precision,
             parallel=settings.parallel,
             processes=processes,
             narrator=book.narrator,
         )
+        live = choice.live(reference)
     if isinstance(reference, DataReference):
         manifest["resolved"]["reference"] = "data"
     trainer = Trainer(
@@ -188,6 +231,7 @@ def _runner(method: Method, ready: Prepared, checkpoint: Checkpoint | None, proc
     )
     sampler = make_sampler(
         policy,
+        live,
         data.held_out or data.train,
         data.tokenizer,
         end_ids(ready.loaded, data.end_of_turn),

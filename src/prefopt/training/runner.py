@@ -1,5 +1,6 @@
 """A run that is about to step: start or resume, evaluate, save, end."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,27 +8,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefopt.data.dataset import write_dropped
 from prefopt.errors import PrefoptError, RunStopped
 from prefopt.methods.method import State
 from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import CachedReference, DataReference
 from prefopt.report.files import read_json, read_lines
 from prefopt.training.assemble import reference_settings
-from prefopt.training.callbacks import RunStart
-from prefopt.training.checkpoint import Checkpoints, Progress, restore, verified
-from prefopt.training.environment import differences
-from prefopt.training.examples import RunData
-from prefopt.training.held_out import HeldOutLines
-from prefopt.training.interrupt import StopRequest
-from prefopt.training.logbook import Logbook
-from prefopt.training.loop import Best, Course, NotFinite, Trainer, peak_memory_gb, run_steps
+from prefopt.training.examples import RunData, mean_lengths
+from prefopt.training.interrupt import SaveClock, StopRequest, any_process
+from prefopt.training.loop import Asked, Best, Course, Trainer, peak_memory_gb, run_steps
+from prefopt.training.not_finite import NotFinite, held_out_not_finite
 from prefopt.training.order import DataOrder
+from prefopt.training.record.callbacks import RunStart
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore, verified
+from prefopt.training.record.environment import differences
+from prefopt.training.record.held_out import HeldOutLines, described
+from prefopt.training.record.logbook import Logbook
+from prefopt.training.record.resume import check_reference_values, config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.references import check_start
-from prefopt.training.resume import config_values, fixed_settings, rounding_differences, start_of
 from prefopt.training.samples import Sampler, means
 from prefopt.training.settings import RunSettings
-from prefopt.training.watching.watch import WatchedRun
-from prefopt.training.words import figures_line
+from prefopt.training.terminal.words import figures_line
+from prefopt.training.watching.watched import WatchedRun
 
 Checkpoint = tuple[Path, Mapping[str, Any]]
 """A checkpoint's folder and its `state.json`."""
@@ -41,7 +44,6 @@ class Runner:
         settings: as they were given.
         trainer, data, order: what steps, on what.
         sampler: answers a few prompts at each evaluation; None: none.
-        held_out: the lines of the held-out examples; None where nothing is held out.
         manifest: what is run, by this start of it; where the run is resumed, its file keeps that of the first.
         checkpoint: to go on from; None: from the start.
     """
@@ -64,11 +66,17 @@ class Runner:
         self.checkpoints = Checkpoints(self.folder.files.checkpoints, keep=settings.keep_checkpoints)
         self.parameters = dict(trained_parameters(trainer.policy))
         self.held_out: HeldOutLines | None = None
-        self.reference_digest = trainer.reference.digest() if isinstance(trainer.reference, CachedReference) else None
+        self.kept_reference = trainer.reference if isinstance(trainer.reference, CachedReference) else None
+        self.reference_digest = self.kept_reference.digest() if self.kept_reference else None
+        self.reference_sample = self.kept_reference.sample() if self.kept_reference else None
         self.opening: dict[str, Any] = {}
+        """What was found before the first step."""
         self.seconds = 0.0
+        """Trained before the run was resumed."""
+        self.started = 0.0
+        """When training would have begun, had it not been interrupted; set in `go`."""
         self.saved_step = 0
-        """What was found before the first step; seconds trained before the run was resumed; the newest checkpoint."""
+        """Of the newest checkpoint."""
 
     def done_before(self) -> dict[str, Any] | None:
         """The summary of a run that is being resumed and has come to its end already; None: there is something left to do."""
@@ -97,11 +105,14 @@ class Runner:
         course = self._start(stop) if self.checkpoint is None else self._resume(self.checkpoint, stop)
         self.book.follow(self._watched())
         self.started = time.perf_counter() - self.seconds
+        self.clock = SaveClock(self.settings.save_every_minutes)  # it begins with the steps
         with self.narrator.progress("training", self.order.num_steps, course.step) as ticker:
             try:
                 run_steps(self.trainer, self.data.train, course, ticker)
             except NotFinite as error:
                 self._note_broken(error, course)
+                if self.processes.is_main:
+                    error.add(self._way_back())
                 raise
         seconds = time.perf_counter() - self.started
         if course.stopped:
@@ -110,6 +121,7 @@ class Runner:
                 "Go on with the same command and --resume."
             )
         self._take_best(course)
+        self.trainer.check_finite(course.step)  # it may have come from a checkpoint that nobody looked at
         return self.opening | self._sum_up(course, seconds)
 
     def _start(self, stop: StopRequest) -> Course:
@@ -127,17 +139,20 @@ class Runner:
             )
         with self.processes.main_first():
             if self.processes.is_main:  # nothing stands in the way any more, and what `out` held may go
-                self.folder.clear(keep=self.data.dropped)
+                self.folder.clear()
                 self.folder.write_config(config_values(self.trainer.method, self.settings))
+                write_dropped(self.data.dropped, self.folder.files.dropped)
+                write_dropped(self.data.dropped_held_out, self.folder.files.dropped_held_out)
             self._open_book(0, stop, self.manifest)
         if self.held_out is not None or self.sampler is not None:
             self.opening["before"] = self._evaluate(0, state)
-            if line := figures_line({name: value for name, value in self.opening["before"].items() if name.startswith("eval/")}):
+            if line := figures_line(self.opening["before"]):
                 self.narrator.say(f"held out, before: {line}")
         return self._course(Progress(0, state), None, stop)
 
     def _resume(self, checkpoint: Checkpoint, stop: StopRequest) -> Course:
         path, state = checkpoint
+        check_reference_values(path, state, self.kept_reference, self.manifest["resolved"]["precision"])
         progress = restore(path, state, self.parameters, self.trainer.optimizer, self.processes)
         best = _best_of(state)
         self.saved_step = progress.step
@@ -149,8 +164,13 @@ class Runner:
             if self.processes.is_main:
                 for name, count in self.folder.keep_steps(progress.step).items():
                     self.narrator.say(f"note: {name} is damaged: {count} of its lines could not be read and are left out")
-                self.checkpoints.tidy(path, self._best_kept(best))
+                self.checkpoints.tidy(path, self._best_kept(best), keep_older=state.get("in_trouble", False))
                 earlier = _earlier_manifest(self.folder.files.manifest, self.manifest)
+                if earlier is self.manifest:
+                    self.narrator.say(
+                        "note: manifest.json is damaged or gone; it is written anew with what is known now. When the run was begun, and "
+                        "where it was resumed before, is lost"
+                    )
                 resumed = {
                     "step": progress.step,
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,6 +179,11 @@ class Runner:
                 }
                 noted = earlier | {"resumed": [*earlier.get("resumed", []), resumed]}
             self._open_book(progress.step, stop, noted)
+        if self.held_out is not None and (lost := self.held_out.num_unknown):
+            self.narrator.say(
+                f"note: held_out.jsonl is damaged or gone: for {lost} of its {len(self.data.held_out)} examples the figures from before "
+                "training are lost, and the report cannot show what changed there"
+            )
         self.narrator.say(f"resumed from {path}: {progress.step} of {self.order.num_steps} steps are done")
         if different:
             self.narrator.say(
@@ -183,7 +208,7 @@ class Runner:
             evaluate=self._evaluate if self.held_out is not None or self.sampler is not None else None,
             save=self._save,
             record=self.book.row,
-            stopping=lambda: stop.agreed(self.processes),
+            asked=lambda: Asked(*any_process(self.processes, stop.asked, self.processes.is_main and self.clock.is_time())),
             best=best,
         )
 
@@ -193,20 +218,31 @@ class Runner:
             evaluation = self.trainer.evaluate(self.data.held_out, state)
             figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
             self.book.held_out(self.held_out.after(step, evaluation))
+            if not math.isfinite(loss := evaluation.figures["loss"]):
+                trees, losses = self.data.held_out, evaluation.examples["loss"]
+                raise held_out_not_finite(loss, step, trees, losses, self.trainer.broken_weights())
         if self.sampler is not None:
             answers = self.sampler.answers(self.trainer.policy, step)
             figures |= means(answers)
             self.book.samples(answers)
         return figures
 
-    def _save(self, course: Course) -> None:
+    def _save(self, course: Course, *, in_trouble: bool = False) -> None:
+        """A checkpoint; `in_trouble`: of weights that have just given something that is not finite, so that older ones stay."""
+        self.trainer.check_finite(course.step)
+        with self.clock.saving():
+            self._save_finite(course, in_trouble=in_trouble)
+
+    def _save_finite(self, course: Course, *, in_trouble: bool) -> None:
         facts = {
             "settings": fixed_settings(self.trainer.method, self.settings),
             **start_of(self.manifest),
             "reference": self.reference_digest,
+            "reference_sample": self.reference_sample,
             "best": asdict(course.best) if course.best else None,
             "opening": self.opening,
             "training_seconds": time.perf_counter() - self.started,
+            "in_trouble": in_trouble,
         }
         if self.processes.is_main:
             self.folder.flush()
@@ -216,6 +252,7 @@ class Runner:
             Progress(course.step, course.state),
             facts,
             best_step=self._best_kept(course.best),
+            keep_older=in_trouble,
             processes=self.processes,
         )
         self.saved_step = course.step
@@ -228,16 +265,29 @@ class Runner:
     def _note_broken(self, error: NotFinite, course: Course) -> None:
         """Write the step's examples, and a checkpoint of the weights, which are as they were."""
         try:
-            self._write_broken(error, course)
-            if course.step > self.saved_step:
-                self._save(course)
+            if error.trees:
+                self._write_broken(error, course)
+            if error.is_fit and course.step > self.saved_step:
+                self._save(course, in_trouble=True)
         except PrefoptError as another:  # it must not hide the first one
             self.narrator.say(f"note: {another}")
+
+    def _way_back(self) -> str:
+        """What is left of a run that has come to numbers that are not finite, and how to go on; for the process that sees its disk."""
+        finished = self.checkpoints.all()
+        if not finished:
+            return "No checkpoint was saved: when the cause is mended, start anew with --overwrite."
+        back = f", and --resume goes on from {finished[-2].name}" if len(finished) > 1 else ", and start anew"
+        return (
+            f"The newest checkpoint, {finished[-1].name} in {self.checkpoints.folder}, is finite; if the figures ran away before that step "
+            f"(metrics.jsonl has them), delete its folder{back}. The same settings lead to the same step again, unless the machine was at "
+            "fault; a lower learning_rate needs a run of its own, with another --out."
+        )
 
     def _write_broken(self, error: NotFinite, course: Course) -> None:
         if self.processes.is_main:
             figures = [dict(zip(error.examples, values, strict=True)) for values in zip(*error.examples.values(), strict=True)]
-            lines = HeldOutLines(error.trees, self.data.tokenizer, ()).texts
+            lines = described(error.trees, self.data.tokenizer)
             ids = [{"prompt_ids": tree.prompt_ids.tolist(), "ids": [c.ids.tolist() for c in tree.completions]} for tree in error.trees]
             self.folder.write_lines(
                 self.folder.files.bad_batch,
@@ -264,17 +314,19 @@ class Runner:
         resolved = self.manifest["resolved"]
         return WatchedRun(
             method=self.trainer.method.name,
-            settings=config_values(self.trainer.method, self.settings),
+            settings=config_values(self.trainer.method, self.settings) | {"batch_size": self.order.batch_size},
             learning_rate=resolved["learning_rate"],
             usual_learning_rate=resolved["usual_learning_rate"],
             adapter=self.manifest["model"]["adapter"],
             num_train=len(self.data.train),
+            num_samples=len(self.sampler.prompts) if self.sampler is not None else 0,
             num_steps=self.order.num_steps,
             reference_is_start=reference_settings(self.settings).reference is None
             and not isinstance(self.trainer.reference, DataReference),
             start_difference=self.opening.get("start_difference"),
             before=self.opening.get("before", {}),
             data=self.data.facts,
+            first_length=next(iter(mean_lengths([self.data.train[index] for index in self.order.examples(0)]).values()), None),
             usual=self.trainer.method.usual,
         )
 
@@ -282,7 +334,7 @@ class Runner:
         last = self.book.rows[-1] if self.book.rows else {}
         model_step = self.opening.get("model_step", course.step)
         of_model = next((row for row in reversed(self.book.rows) if row.get("step") == model_step), last)
-        num_examples = sum(len(self.order.examples(step)) for step in range(course.step))
+        num_examples = self.order.num_taken_before(course.step)
         return {
             "method": self.trainer.method.name,
             "model": str(self.settings.model),

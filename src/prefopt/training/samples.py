@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from transformers import GenerationMixin, PreTrainedTokenizerBase
 
+from prefopt.data.show import decode
 from prefopt.engine.batch import pack
+from prefopt.engine.logps import TokenLogps
+from prefopt.evaluate.kl import estimate_kl
 from prefopt.models.policy import Policy
+from prefopt.models.reference import Reference
 from prefopt.rollout.sample import sample
-from prefopt.training.processes import Processes
+from prefopt.training.group.processes import Processes
 from prefopt.trees import Completion, PromptTree, TokenIds
 
 REPEATED_TOKENS = 4
@@ -32,6 +36,7 @@ class Sampler:
 
     Attributes:
         prompts: the examples whose prompts are answered.
+        reference: what the policy is compared with; None: none that could be asked about new texts.
         tokenizer: turns answers into text.
         end_ids: tokens that end an answer.
         max_new_tokens: where an answer is cut.
@@ -41,6 +46,7 @@ class Sampler:
     """
 
     prompts: Sequence[PromptTree]
+    reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
     end_ids: Collection[int]
     max_new_tokens: int
@@ -64,23 +70,28 @@ class Sampler:
                 {
                     "step": step,
                     "row": tree.row_id,
-                    "prompt": shown_text(self.tokenizer, tree.prompt_ids),
+                    "prompt": shown_prompt(self.tokenizer, tree.prompt_ids),
                     "text": shown_text(self.tokenizer, ids),
                     "num_tokens": len(ids),
                     "ended": int(ids[-1]) in self.end_ids,
                     "repetition": repetition(ids),
-                    "entropy": self._entropy(policy, tree, ids),
+                    **self._distributions(policy, tree, ids),
                 }
                 for tree, (ids,) in zip(self.prompts, drawn, strict=True)
             ]
 
     @torch.no_grad()
-    def _entropy(self, policy: Policy, tree: PromptTree, ids: TokenIds) -> float:
-        """Mean entropy, in nats, of the distributions that the tokens were drawn from."""
-        answered = PromptTree(tree.prompt_ids, (Completion(ids),))
-        logps = policy(pack([answered], sharing=policy.path.sharing, device=self.processes.device), extras=True)
+    def _distributions(self, policy: Policy, tree: PromptTree, ids: TokenIds) -> dict[str, float]:
+        """Of the distributions that the tokens were drawn from: mean entropy per token, and KL from the reference per answer, in nats."""
+        batch = pack([PromptTree(tree.prompt_ids, (Completion(ids),))], sharing=policy.path.sharing, device=self.processes.device)
+        logps = policy(batch, extras=True)
         assert logps.entropy_N is not None
-        return float(logps.entropy_N.mean())
+        figures = {"entropy": float(logps.entropy_N.mean())}
+        if self.reference is not None:
+            reference = self.reference.logps(batch)
+            assert isinstance(reference, TokenLogps), "the data has no sums for texts that are new"
+            figures["kl"] = estimate_kl(logps.values_N, reference.values_N, logps.lengths_C).k3
+        return figures
 
 
 def choose_prompts(trees: Sequence[PromptTree], *, num: int, room: int, seed: int) -> list[PromptTree]:
@@ -107,6 +118,7 @@ def choose_prompts(trees: Sequence[PromptTree], *, num: int, room: int, seed: in
 
 def make_sampler(
     policy: Policy,
+    reference: Reference | None,
     trees: Sequence[PromptTree],
     tokenizer: PreTrainedTokenizerBase,
     end_ids: Collection[int],
@@ -122,6 +134,7 @@ def make_sampler(
 
     Args:
         policy: answers.
+        reference: to compare it with, where one can be asked.
         trees: whose prompts.
         num: how many of them at most.
         max_length: the longest prompt with answer that the run reads.
@@ -130,13 +143,13 @@ def make_sampler(
     prompts = choose_prompts(trees, num=num, room=max_length - max_new_tokens, seed=seed)
     if not prompts or not isinstance(policy.model, GenerationMixin):
         return None
-    return Sampler(prompts, tokenizer, end_ids, max_new_tokens, seed, autocast, processes)
+    return Sampler(prompts, reference, tokenizer, end_ids, max_new_tokens, seed, autocast, processes)
 
 
 def means(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The figures of the answers as the metrics have them."""
-    names = {"num_tokens": "length", "ended": "ended", "repetition": "repetition", "entropy": "entropy"}
-    return {f"samples/{name}": float(np.mean([answer[key] for answer in answers])) for key, name in names.items()}
+    names = {"num_tokens": "length", "ended": "ended", "repetition": "repetition", "entropy": "entropy", "kl": "kl"}
+    return {f"samples/{name}": float(np.mean([answer[key] for answer in answers])) for key, name in names.items() if key in answers[0]}
 
 
 def repetition(ids: TokenIds) -> float:
@@ -145,7 +158,20 @@ def repetition(ids: TokenIds) -> float:
     return 1 - len(set(stretches)) / len(stretches) if stretches else 0.0
 
 
+def shown_prompt(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> str:
+    """A prompt as the model read it, special tokens included; of a very long one the middle is left out, for its end is the question."""
+    text = decode(ids, tokenizer)
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
+
+
 def shown_text(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> str:
-    """Tokens as people read them, without control tokens, cut where it is very long."""
-    text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+    """An answer as people read it, without the special tokens that end it, cut where it is very long.
+
+    Special tokens within it are shown: they part the turns of a dialogue, and a model that writes them by itself is in trouble.
+    """
+    end = len(ids)
+    while end and not tokenizer.decode(ids[end - 1 : end].tolist(), skip_special_tokens=True):
+        end -= 1
+    text = decode(ids[:end], tokenizer).strip()
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " [...]"

@@ -14,7 +14,7 @@ class RunSettings(DataSettings, ModelSettings):
     """Everything about a run that does not belong to its method; a method's own settings are added to it."""
 
     out: Path = Setting(REQUIRED, help="Folder of the run: metrics, checkpoints, and the model under `model/`.")
-    batch_size: int = Setting(64, ge=1, help="Examples (a pair is one) per optimizer step, however the work is cut.")
+    batch_size: int = Setting(64, ge=1, le=100_000, help="Examples (a pair is one) per optimizer step, however the work is cut.")
     max_tokens: int = Setting(
         8192, ge=16, help="Tokens in one packed micro-batch; lower it when memory runs out. Results do not depend on it."
     )
@@ -42,7 +42,12 @@ class RunSettings(DataSettings, ModelSettings):
         4, ge=0, help="Held-out prompts that the model answers at each evaluation, for the report and the watch; 0: none."
     )
     sample_tokens: int = Setting(128, ge=1, help="Tokens after which such an answer is cut.")
-    save_every_steps: int | None = Setting(None, ge=1, help="Steps between checkpoints; the default is at the end.")
+    save_every_minutes: float = Setting(
+        10.0,
+        ge=0,
+        help="Minutes between checkpoints, and more where saving would take above a twentieth of the time; 0: none by the clock.",
+    )
+    save_every_steps: int | None = Setting(None, ge=1, help="Steps between checkpoints; there is one at the end in any case.")
     keep_checkpoints: int = Setting(2, ge=1, help="How many of the newest checkpoints stay on disk.")
     keep_best: bool = Setting(
         True, help="With eval_every_steps, also save whenever the held-out loss is lower than ever before, and keep that checkpoint."

@@ -31,7 +31,7 @@ def weighted_loss(output: LossOutput, batch: TreeBatch, totals: Mapping[str, flo
 
 @dataclass(slots=True)
 class Sums:
-    """Sums over the micro-batches of a step, on the device until `read`.
+    """Sums over the micro-batches of a step, on the device until they are read.
 
     Attributes:
         by_name: `loss`, `weight`, and each metric's weighted sum; the method's state sums as `state:name`.

@@ -17,7 +17,8 @@ from prefopt.training.assemble import settings_for
 from prefopt.training.references import SAME_FUNCTION
 from prefopt.training.watching.rules import RULES, rules_table
 from prefopt.training.watching.start import SAME_START
-from prefopt.training.watching.watch import Finding, Watch, WatchedRun
+from prefopt.training.watching.watch import Watch
+from prefopt.training.watching.watched import Finding, WatchedRun
 
 ROOT = Path(__file__).parents[3]
 Row = dict[str, float]
@@ -29,7 +30,8 @@ BEFORE = {"eval/loss": 0.6931, "eval/rewards/margin": 0.0, "eval/rewards/accurac
     "eval/logps/chosen": -50.0,
     "eval/logps/rejected": -55.0,
 }
-HELD_OUT = {"num_held_out": 400, "summary": {"mean_chosen": 40.0, "mean_rejected": 36.0, "mean_answer": 38.0}}
+LENGTHS = {"mean_chosen": 40.0, "mean_rejected": 36.0}
+HELD_OUT = {"num_held_out": 400, "summary": LENGTHS | {"mean_answer": 38.0}, "held_out_lengths": LENGTHS}
 
 
 def dpo(*, num_steps: int = 100, more: Mapping[str, Any] = {}, **changes: Any) -> WatchedRun:
@@ -41,11 +43,13 @@ def dpo(*, num_steps: int = 100, more: Mapping[str, Any] = {}, **changes: Any) -
         "usual_learning_rate": 5e-6,
         "adapter": True,
         "num_train": num_steps * 16,
+        "num_samples": int(more.get("samples", 0)),
         "num_steps": num_steps,
         "reference_is_start": True,
         "start_difference": 0.0,
         "before": {},
         "data": {"num_held_out": 0, "summary": HELD_OUT["summary"]},
+        "first_length": 40.0,
         "usual": {"beta": (0.01, 0.5)},
     }
     return WatchedRun(**facts | changes)
@@ -55,6 +59,7 @@ def sft(*, num_steps: int = 100, more: Mapping[str, Any] = {}, **changes: Any) -
     """The same of SFT."""
     settings = {name: value for name, value in DPO_SETTINGS.items() if name not in ("beta", "label_smoothing")} | more
     facts: dict[str, Any] = {"method": "sft", "settings": settings, "start_difference": None, "usual": {}}
+    facts["num_samples"] = int(settings.get("samples", 0))
     return dpo(num_steps=num_steps, **facts | changes)
 
 
@@ -134,6 +139,12 @@ def unended(share: float) -> Case:
     return sft(before=SAMPLED, more={"samples": 4}), [*rows[:-1], rows[-1] | SAMPLED | {"samples/ended": share}]
 
 
+def fewer_ended(mean: float) -> Case:
+    """A run after whose step 30 one in four of 16 samples is cut at 128 tokens: the others have 4/3·(mean − 32)."""
+    rows = evaluated(steps(30), samples_length=mean, samples_ended=0.75)
+    return held_out(), rows
+
+
 def never_ending(limit: float) -> Case:
     """A run before which none of four answers ended within that many tokens."""
     return dpo(before=SAMPLED | {"samples/ended": 0.0}, more={"samples": 4, "sample_tokens": limit}), []
@@ -159,7 +170,6 @@ CASES: list[tuple[str, Callable[[float], Case], float, float]] = [
     ("learning_rate", lambda rate: (sft(learning_rate=rate), []), 5e-5, 2e-4),
     ("beta", lambda beta: (dpo(more={"beta": beta}), []), 0.5, 0.51),
     ("beta", lambda beta: (dpo(more={"beta": beta}), []), 0.01, 0.009),
-    ("start_difference", lambda difference: (dpo(start_difference=difference), []), 0.03, 0.031),
     ("start_difference", lambda difference: other(difference, more={"reference": "another"}), 0.03, 0.031),
     ("start_difference", other, 0.03, 0.031),
     ("untrained_reference", lambda logps: (held_out(before=BEFORE | {"eval/logps/chosen": logps}), []), -199.0, -200.0),
@@ -183,6 +193,7 @@ CASES: list[tuple[str, Callable[[float], Case], float, float]] = [
     ("kl", lambda kl: (dpo(), steps(30, kl=kl)), 19.9, 20.1),
     ("kl", lambda kl: (dpo(more={"kl_budget": 5.0}), steps(30, kl=kl)), 4.9, 5.1),
     ("kl", lambda kl: looked(kl, "eval_kl"), 19.9, 20.1),
+    ("kl", lambda kl: looked(kl, "samples_kl"), 19.9, 20.1),
     ("overfitting", lambda loss: twice((40, 0.6), (60, 0.62), (70, loss), (80, 0.62)), 0.609, 0.611),
     ("overfitting", lambda loss: twice((40, 0.6), (80, loss)), 0.649, 0.651),
     ("overfitting", lambda accuracy: twice((40, 0.6), (80, 0.7), accuracy=accuracy), 0.8, 0.75),
@@ -191,6 +202,7 @@ CASES: list[tuple[str, Callable[[float], Case], float, float]] = [
     ("lengths", lambda length: looked(length, "samples_length", samples=16), 67.0, 69.0),
     ("lengths", lambda length: looked(length, "samples_length", samples=16), 24.0, 23.0),
     ("lengths", lambda length: looked(length, "samples_length", samples=4), 115.0, 116.0),
+    ("lengths", fewer_ended, 83.0, 88.0),
     ("endings", lambda share: looked(share, "samples_ended", samples=16), 0.69, 0.65),
     ("endings", unended, 0.25, 0.0),
     ("repetition", lambda share: looked(share, "samples_repetition", samples=16), 0.23, 0.24),
@@ -306,7 +318,7 @@ def test_spread_out_gradients_are_not_spikes():
 
 
 def test_the_budget_grows_with_the_answers():
-    long = dpo(data={"num_held_out": 0, "summary": {"mean_chosen": 1000.0}})
+    long = dpo(data={"num_held_out": 0, "summary": {"mean_chosen": 1000.0}}, first_length=1000.0)
     assert replay(long, steps(30, kl=99.0, logps_chosen=-1000.0)) == []
     assert [finding.values["budget"] for finding in replay(long, steps(30, kl=101.0, logps_chosen=-1000.0))] == [100.0]
 
@@ -315,7 +327,7 @@ def test_severity_follows_the_fall():
     (note,) = replay(dpo(), steps(30, rewards_chosen=-0.5))
     (warning,) = replay(dpo(), steps(30, rewards_chosen=-1.3))
     assert (note.severity, warning.severity) == ("note", "warning")
-    assert warning.values == pytest.approx({"chosen": -13.0, "rejected": -1.0, "per_token": -13 / 40})
+    assert warning.values == pytest.approx({"chosen": -13.0, "rejected": -1.0, "per_token": -13 / 40, "limit": -4.0})
 
 
 def test_distance_from_another_reference_is_no_drift():

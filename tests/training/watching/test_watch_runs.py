@@ -80,7 +80,8 @@ def test_a_healthy_run_hears_nothing(bench: Bench, answers: Path, settings: dict
 
 
 def test_a_rate_far_too_high_moves_all_weight_away_from_the_answers(bench: Bench, answers: Path):
-    found = bench.run("dpo", answers, pair_rows(96), learning_rate=3e-3, epochs=3, eval_fraction=0.2, eval_every_steps=6)
+    settings = {"learning_rate": 3e-3, "epochs": 3, "eval_fraction": 0.2, "eval_every_steps": 6, "reference_cache": False}
+    found = bench.run("dpo", answers, pair_rows(96), **settings)
     assert found.keys() >= {"learning_rate", "displacement", "kl", "endings"}
     assert found["learning_rate"]["step"] == 0
     assert found["displacement"]["severity"] == "warning"

@@ -3,17 +3,10 @@
 import math
 from statistics import fmean
 
-from prefopt.training.watching.start import SAME_START
-from prefopt.training.watching.watched import Finding, History, Severity, WatchedRun, mean_and_error, said
-
-WINDOW = 20
-"""Steps that a mean is taken over."""
+from prefopt.training.watching.watched import SURE, WINDOW, Finding, History, Severity, WatchedRun, mean_and_error, said
 
 MIN_ROWS = 5
 """Steps that such a mean needs."""
-
-SURE = 2.0
-"""Standard errors that a figure must be beyond a bound."""
 
 FALL_PER_TOKEN, BAD_FALL_PER_TOKEN = 0.1, 0.3
 """Nats per token by which the chosen answers must have lost: every token of a good answer a tenth less likely, so that their
@@ -73,7 +66,8 @@ def displacement(history: History) -> Finding | None:
         return None
     chosen, rejected, error = lost
     sure = chosen - SURE * error
-    if sure < max(FALL, FALL_PER_TOKEN * length):
+    bound = max(FALL, FALL_PER_TOKEN * length)
+    if sure < bound:
         return None
     severity: Severity = "warning" if sure >= BAD_FALL_PER_TOKEN * length else "note"
     others = said(rejected) if rejected > 0 else "nothing"
@@ -82,15 +76,14 @@ def displacement(history: History) -> Finding | None:
         f"{others}: the loss counts only the gap between the two, pushing a rejected answer down pushes down what resembles it, and what "
         "the chosen one loses goes to answers that nobody ranked."
     )
-    beta = f", or raise --beta (now {run.beta:g})" if run.beta is not None else ""
+    beta = run.with_beta(", or raise --beta")
     do = (
-        "It does no harm while sampled answers stay good, and matters where the chosen answers are what the model should say, or where the "
-        "two are much alike: then run SFT on the chosen answers first, take fewer steps (--max-steps, --epochs) or a lower "
+        "Read the samples; if they have suffered, or if the chosen answers are what the model should say and not just the better one of "
+        "two, run SFT on the chosen answers first, take fewer steps (--max-steps, --epochs) or a lower "
         f"--learning-rate (now {run.learning_rate:g}){beta}."
     )
-    return Finding(
-        "displacement", history.step, severity, what, do, {"chosen": -chosen, "rejected": -rejected, "per_token": -chosen / length}
-    )
+    found = {"chosen": -chosen, "rejected": -rejected, "per_token": -chosen / length, "limit": -bound}
+    return Finding("displacement", history.step, severity, what, do, found)
 
 
 def _lost_held_out(history: History) -> tuple[float, float, float] | None:
@@ -107,7 +100,7 @@ def _lost_held_out(history: History) -> tuple[float, float, float] | None:
 def _lost_in_training(history: History) -> tuple[float, float, float] | None:
     """The same by the rewards of the newest training steps, which begin at 0 where the reference is the start."""
     run = history.run
-    if not run.reference_is_start or run.start_difference is None or run.start_difference > SAME_START or not run.beta:
+    if not run.has_reference or not run.reference_is_start or not run.beta:
         return None
     chosen, rejected = history.last(WINDOW, "rewards/chosen"), history.last(WINDOW, "rewards/rejected")
     if min(len(chosen), len(rejected)) < MIN_ROWS:
@@ -121,22 +114,18 @@ def kl(history: History) -> Finding | None:
     run = history.run
     if not run.has_reference or not (run.reference_is_start or run.settings.get("kl_budget")):
         return None  # the distance of another model was there before
-    now, where = history.now("eval/kl"), "on held-out pairs"
-    if now is None:
-        recent, where = history.last(WINDOW // 2, "kl"), "on the pairs of the last steps"
-        if len(recent) < MIN_ROWS:
-            return None
-        mean, error = mean_and_error(recent)
-        now = mean - SURE * error
-    budget = kl_budget(run)
+    measured = _measured_kl(history)
+    if measured is None:
+        return None
+    now, where, budget = measured
     if now <= budget:
         return None
     what = (
-        f"The policy is {now:.4g} nats per completion from the reference (KL as estimated {where}), beyond the {said(budget)} "
+        f"The policy is {now:.4g} nats per completion from the reference (KL {where}), beyond the {said(budget)} "
         f"{'of --kl-budget' if run.settings.get('kl_budget') else 'up to which most is gained'}: from here on more margin is mostly "
         "bought with worse answers, which the loss does not see."
     )
-    beta = f" and a higher --beta (now {run.beta:g})" if run.beta is not None else ""
+    beta = run.with_beta(" and a higher --beta")
     do = (
         f"Read the samples; if they have suffered, take a model from before step {history.step:,} (--max-steps) or give a lower "
         f"--learning-rate (now {run.learning_rate:g}){beta}; if they have not, set --kl-budget to what you are ready to spend."
@@ -144,46 +133,101 @@ def kl(history: History) -> Finding | None:
     return Finding("kl", history.step, "warning", what, do, {"kl": now, "budget": budget})
 
 
-def kl_budget(run: WatchedRun) -> float:
-    """The KL beyond which the rule speaks, in nats per completion."""
+def _measured_kl(history: History) -> tuple[float, str, float] | None:
+    """The KL, on what it was measured, and the budget for answers of their length.
+
+    On the policy's own answers it is what it says. On the data's it also counts answers that the model never gives, so where the
+    next evaluation will draw some it is not asked in between.
+    """
+    run = history.run
+    of_samples = history.now("samples/kl")
+    if of_samples is not None:
+        shown = "its own answers" if run.num_samples == 1 else f"{run.num_samples} of its own answers"
+        length = min(run.answer_length(held_out=True) or 0.0, float(run.settings.get("sample_tokens", math.inf)))
+        return of_samples, f"on {shown}", kl_budget(run, length)
+    if history.before("samples/kl") is not None and run.settings.get("eval_every_steps"):
+        return None
+    of_held_out = history.now("eval/kl")
+    if of_held_out is not None:
+        return of_held_out, "as estimated on held-out pairs", kl_budget(run, run.answer_length(held_out=True))
+    recent = history.last(WINDOW // 2, "kl")
+    if len(recent) < MIN_ROWS:
+        return None
+    mean, error = mean_and_error(recent)
+    return mean - SURE * error, "as estimated on the pairs of the last steps", kl_budget(run, run.answer_length())
+
+
+def kl_budget(run: WatchedRun, length: float | None) -> float:
+    """The KL beyond which the rule speaks, in nats per completion of that many tokens."""
     given = run.settings.get("kl_budget")
-    return float(given) if given else max(KL_BUDGET, KL_BUDGET_PER_TOKEN * (run.answer_length() or 0.0))
+    return float(given) if given else max(KL_BUDGET, KL_BUDGET_PER_TOKEN * (length or 0.0))
 
 
 def lengths(history: History) -> Finding | None:
     """Sampled answers have become much longer or shorter."""
     run = history.run
-    before, now = history.before("samples/length"), history.now("samples/length")
-    if not history.ranks_answers or before is None or now is None or min(before, now) <= 0 or not run.num_samples:
+    compared = _lengths_compared(history)
+    if not history.ranks_answers or compared is None:
         return None
+    who, before, now, num = compared
     growth = math.log(now) - math.log(before)
-    noise = SAMPLES_SURE * LENGTH_SPREAD * math.sqrt(2 / run.num_samples)
-    if abs(growth) < max(math.log(LENGTH_FACTOR), noise):
+    bound = max(math.log(LENGTH_FACTOR), SAMPLES_SURE * LENGTH_SPREAD * math.sqrt(2 / num))
+    if abs(growth) < bound:
         return None
     change = "longer" if growth > 0 else "shorter"
-    of_data = {name: run.data["summary"][name] for name in ("mean_chosen", "mean_rejected") if (run.data.get("summary") or {}).get(name)}
-    data = " (in the data chosen answers have {mean_chosen:.3g} tokens, rejected ones {mean_rejected:.3g})" if len(of_data) == 2 else ""
     times = said(max(now, before) / min(now, before))
-    what = (
-        f"Sampled answers are {times} times {change} than before ({said(now)} tokens, {said(before)} before): the gap between chosen and "
-        f"rejected grows most easily by what counts at every token, and length does{data.format(**of_data)}."
-    )
-    beta = f", raise --beta (now {run.beta:g})" if run.beta is not None else ""
-    do = (
-        f"Read whether the {change} answers say more, or less; if not, leave out pairs whose chosen answer wins by its length{beta} or "
-        "take fewer steps (--max-steps, --epochs)."
-    )
-    return Finding("lengths", history.step, "warning", what, do, {"before": before, "now": now} | of_data)
+    why, first, of_data = _asked_for(run, growth)
+    what = f"{who} are {times} times {change} than before ({said(now)} tokens, {said(before)} before): {why}."
+    beta = run.with_beta(", raise --beta")
+    do = f"Read whether the {change} answers say more, or less; if not, {first}{beta} or take fewer steps (--max-steps, --epochs)."
+    found = {"before": before, "now": now, "limit": before * math.exp(math.copysign(bound, growth))}
+    return Finding("lengths", history.step, "warning", what, do, found | of_data)
+
+
+def _asked_for(run: WatchedRun, growth: float) -> tuple[str, str, dict[str, float]]:
+    """Why lengths have changed, as far as the data say; what to do first; and the data's lengths, where they are known."""
+    summary = run.data.get("summary") or {}
+    chosen, rejected = summary.get("mean_chosen"), summary.get("mean_rejected")
+    if not chosen or not rejected:
+        return "nothing is known of the data's lengths that would explain it", f"lower --learning-rate (now {run.learning_rate:g})", {}
+    data = f"in the data chosen answers have {chosen:.3g} tokens, rejected ones {rejected:.3g}"
+    found = {"mean_chosen": chosen, "mean_rejected": rejected}
+    if (chosen - rejected) * growth > 0:
+        why = "the gap between chosen and rejected grows most easily by what counts at every token, and length does"
+        return f"{why} ({data})", "leave out pairs whose chosen answer wins by its length", found
+    why = "the pairs do not ask for it"
+    first = f"lower --learning-rate (now {run.learning_rate:g})"
+    return f"{why} ({data}), so it is a side effect of how far the policy was moved", first, found
+
+
+def _lengths_compared(history: History) -> tuple[str, float, float, float] | None:
+    """Whose lengths, before training and now, and of how many answers.
+
+    Where fewer answers end than before, only those that end are compared: one that is cut at the limit has no length of its own,
+    and has lost its end rather than grown, which is the matter of another rule. Nor can those that are left say that answers became
+    shorter: the long ones are missing.
+    """
+    run, who, num = history.run, "Sampled answers", float(history.run.num_samples)
+    before, now = history.before("samples/length"), history.now("samples/length")
+    ended_before, ended_now = history.before("samples/ended"), history.now("samples/ended")
+    if before is None or now is None:
+        return None
+    if ended_before is not None and ended_now is not None and ended_now < ended_before:
+        cut = float(run.settings.get("sample_tokens", 0))
+        if ended_now <= 0 or cut <= 0:
+            return None
+        before, now = ((mean - (1 - ended) * cut) / ended for mean, ended in ((before, ended_before), (now, ended_now)))
+        who, num = "Sampled answers that end", num * ended_now
+        if now <= before:
+            return None
+    return (who, before, now, num) if min(before, now, num) > 0 else None
 
 
 def endings(history: History) -> Finding | None:
     """Sampled answers no longer end."""
     run, num = history.run, history.run.num_samples
     before, now = history.before("samples/ended"), history.now("samples/ended")
-    if before is None or now is None or not num:
-        return None
-    pooled = (before + now) / 2
-    if now >= before or before - now < FEWER_END * math.sqrt(pooled * (1 - pooled) * 2 / num):
+    if before is None or now is None or not num or not _is_fewer(before, now, num):
         return None
     if history.ranks_answers:
         why = "what training has pushed down took the end of an answer with it"
@@ -201,20 +245,30 @@ def endings(history: History) -> Finding | None:
         f"Of {num} sampled answers {before * num:.0f} ended by themselves before training and {now * num:.0f} do now: the model no longer "
         f"finds an end, because {why}."
     )
-    return Finding("endings", history.step, "warning", what, f"{do}.", {"before": before, "now": now})
+    limit = max([now, *(ended / num for ended in range(num) if _is_fewer(before, ended / num, num))])
+    return Finding("endings", history.step, "warning", what, f"{do}.", {"before": before, "now": now, "limit": limit})
+
+
+def _is_fewer(before: float, now: float, num: int) -> bool:
+    """Whether of that many answers so much fewer end that it is hardly chance."""
+    pooled = (before + now) / 2
+    return now < before and before - now >= FEWER_END * math.sqrt(pooled * (1 - pooled) * 2 / num)
 
 
 def repetition(history: History) -> Finding | None:
     """Sampled answers repeat themselves."""
     before, now = history.before("samples/repetition"), history.now("samples/repetition")
     num = history.run.num_samples
-    if before is None or now is None or not num or now - before < max(REPETITION_RISE, REPETITION_NOISE / math.sqrt(num)):
+    if before is None or now is None or not num:
+        return None
+    limit = before + max(REPETITION_RISE, REPETITION_NOISE / math.sqrt(num))
+    if now < limit:
         return None
     what = (
         f"Sampled answers repeat themselves ({now:.0%} of their stretches of four tokens have been there before in the same answer, "
         f"{before:.0%} before training): a model that is too sure of what comes next goes round in circles{_spiky(history)}."
     )
-    return Finding("repetition", history.step, "warning", what, _calmer(history), {"before": before, "now": now})
+    return Finding("repetition", history.step, "warning", what, _calmer(history), {"before": before, "now": now, "limit": limit})
 
 
 def entropy(history: History) -> Finding | None:
@@ -223,8 +277,10 @@ def entropy(history: History) -> Finding | None:
     num = history.run.num_samples
     if not history.ranks_answers or before is None or now is None or min(before, now) <= 0 or not num:
         return None
-    change, noise = math.log(now) - math.log(before), ENTROPY_SPREAD * math.sqrt(2 / num)
-    if -max(math.log(NARROWER), noise) < change < max(math.log(WIDER), noise) or 0 < now - before < WIDER_BY:
+    noise = ENTROPY_SPREAD * math.sqrt(2 / num)
+    low = before * math.exp(-max(math.log(NARROWER), noise))
+    high = max(before * math.exp(max(math.log(WIDER), noise)), before + WIDER_BY)
+    if low < now < high:
         return None
     if now < before:
         how = "the model has come to draw each token from a far narrower choice"
@@ -233,7 +289,8 @@ def entropy(history: History) -> Finding | None:
         how = "the model has come to draw each token from a far wider choice"
         end = ", because what was taken from the ranked answers went to anything else, so its answers turn to noise"
     what = f"With training {how} (entropy of its answers {said(before)} nats per token before, {said(now)} now){end}."
-    return Finding("entropy", history.step, "warning", what, _calmer(history), {"before": before, "now": now})
+    found = {"before": before, "now": now, "limit": low if now < before else high}
+    return Finding("entropy", history.step, "warning", what, _calmer(history), found)
 
 
 def _spiky(history: History) -> str:
@@ -246,7 +303,7 @@ def _spiky(history: History) -> str:
 
 def _calmer(history: History) -> str:
     run = history.run
-    beta = f", a higher --beta (now {run.beta:g})" if run.beta is not None else ""
+    beta = run.with_beta(", a higher --beta")
     return (
         f"Give more data or fewer --epochs (now {said(run.num_epochs)}), a lower --learning-rate (now {run.learning_rate:g}){beta}, "
         f"and compare the samples of earlier evaluations to see from which step on (--max-steps)."

@@ -4,13 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from prefopt.training.watching.watched import Figures, Finding, History, mean_and_error, said, values
-
-WINDOW = 20
-"""Steps that a mean is taken over: enough for a standard error, few enough to be about now."""
-
-SURE = 2.0
-"""Standard errors that a figure must be beyond a bound."""
+from prefopt.training.watching.watched import SURE, WINDOW, Figures, Finding, History, mean_and_error, said, values
 
 NEAR_HALF = 0.55
 """Reward accuracy that counts as stuck when the true one is below it, two standard errors included. People agree with each
@@ -134,7 +128,7 @@ def no_progress(history: History) -> Finding | None:
         rate = f"a higher --learning-rate (now {run.learning_rate:g}, usual {run.usual_learning_rate:g})"
     else:
         rate = f"a --learning-rate some times higher (now {run.learning_rate:g})"
-    lower = f", or a lower --beta (now {run.beta:g})" if run.beta is not None else ""
+    lower = run.with_beta(", or a lower --beta")
     do = f"Give {rate}, or more steps (--epochs, or a smaller --batch-size){lower}."
     return Finding("no_progress", step, "warning", what, do, found)
 
@@ -245,7 +239,8 @@ def _loss_rises(history: History, looks: Sequence[Figures]) -> Finding | None:
         return None
     place = losses.index(min(losses))
     best, now, then = losses[place], losses[-1], int(looks[place].get("step", 0))
-    twice = len(losses) - place > 2 and min(losses[-2:]) >= best + RISE * max(1.0, best)
+    limit = best + RISE * max(1.0, best)
+    twice = len(losses) - place > 2 and min(losses[-2:]) >= limit
     if not twice and now < best + CLEAR_RISE * max(1.0, best):
         return None
     before, after = _training(history, then, "loss"), _training(history, history.step, "loss")
@@ -256,7 +251,7 @@ def _loss_rises(history: History, looks: Sequence[Figures]) -> Finding | None:
         f"The held-out loss has risen from {best:.4f} ({where}) to {now:.4f} while the training loss fell from {before:.4f} to "
         f"{after:.4f}: the run learns its {history.run.num_train:,} examples by heart, and gets worse on others."
     )
-    found = {"best": best, "best_step": then, "now": now, "training_before": before, "training_now": after}
+    found = {"best": best, "best_step": then, "now": now, "training_before": before, "training_now": after, "limit": limit}
     return Finding("overfitting", history.step, "warning", what, _remedy(history, then), found)
 
 
@@ -266,7 +261,8 @@ def _margin_falls(history: History, looks: Sequence[Figures]) -> Finding | None:
         return None
     place = margins.index(max(margins))
     best, now, then = margins[place], margins[-1], int(looks[place].get("step", 0))
-    if best <= 0 or len(margins) - place < 3 or max(margins[-2:]) > (1 - MARGIN_FALL) * best:
+    limit = (1 - MARGIN_FALL) * best
+    if best <= 0 or len(margins) - place < 3 or max(margins[-2:]) > limit:
         return None
     before, after = _training(history, then, "rewards/margin"), _training(history, history.step, "rewards/margin")
     if before is None or after is None or after < (1 + MARGIN_FALL) * before or after <= 0:
@@ -275,7 +271,7 @@ def _margin_falls(history: History, looks: Sequence[Figures]) -> Finding | None:
         f"The held-out margin has fallen from {said(best)} (step {then}) to {said(now)} while the training margin rose from "
         f"{said(before)} to {said(after)}: the run learns its {history.run.num_train:,} examples by heart, and gets worse on others."
     )
-    found = {"best": best, "best_step": then, "now": now, "training_before": before, "training_now": after}
+    found = {"best": best, "best_step": then, "now": now, "training_before": before, "training_now": after, "limit": limit}
     return Finding("overfitting", history.step, "warning", what, _remedy(history, then), found)
 
 

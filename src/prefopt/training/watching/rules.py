@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefopt.training.watching import drift, learning, start
-from prefopt.training.watching.watched import Finding, History
+from prefopt.training.watching.watched import SURE, WINDOW, Finding, History
 
 When = Literal["start", "step", "evaluation"]
 
@@ -16,7 +16,8 @@ class Rule:
 
     Attributes:
         look: a pure function of the run so far; what it found, or None.
-        when: `start`: before the first step and once after it; `step`: after every step; `evaluation`: where there are held-out figures.
+        when: `start`: before the first step and once after it; `step`: after every step; `evaluation`: where there are
+            held-out figures, or samples.
         speaks: when it does, with its thresholds.
         because: why these.
         remedy: what to change.
@@ -55,7 +56,7 @@ RULES: tuple[Rule, ...] = (
         "start",
         f"policy and reference differ by more than {start.SAME_START:g} nats per token before the first step",
         "bf16 rounding makes up to 0.009, another template or adapter 0.1 and more",
-        "`--reference`, `--reference-cache off`, or the reference columns in `--data`",
+        "`--reference`, or the reference columns in `--data`",
     ),
     Rule(
         start.untrained_reference,
@@ -76,7 +77,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         learning.diverged,
         "step",
-        f"the mean loss of {learning.WINDOW} steps is {learning.DIVERGED:.0%} and {learning.SURE:g} standard errors above the first; "
+        f"the mean loss of {WINDOW} steps is {learning.DIVERGED:.0%} and {SURE:g} standard errors above the first; "
         f"without a reference, every one of them is {learning.DIVERGED_NOISY:.0%} above it",
         "worse than before training; for DPO that is 0.76 against log 2",
         "`--learning-rate`, `--warmup-ratio`",
@@ -108,7 +109,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         learning.accuracy_near_half,
         "step",
-        f"half-way after warm-up the accuracy on the pairs of the second half so far, with {learning.SURE:g} standard errors added, is "
+        f"half-way after warm-up the accuracy on the pairs of the second half so far, with {SURE:g} standard errors added, is "
         f"below {learning.NEAR_HALF:g}, and the policy has moved",
         "it takes some hundred pairs to tell; DPO on the well-known sets reaches 0.6 and more within one epoch",
         "the pairs, `--label-smoothing`, `--learning-rate`",
@@ -123,7 +124,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         learning.by_heart,
         "step",
-        f"nothing is held out, and the accuracy on pairs seen again is {learning.BY_HEART:g} (and {learning.SURE:g} standard errors) "
+        f"nothing is held out, and the accuracy on pairs seen again is {learning.BY_HEART:g} (and {SURE:g} standard errors) "
         "above that on the last new ones",
         "what is learned for all pairs shows on new ones too: 0.65 to 0.88 where the held-out loss rose, 0.87 to 0.92 in the quickstart",
         "`--epochs`, `--learning-rate`, `--eval-fraction`",
@@ -132,15 +133,15 @@ RULES: tuple[Rule, ...] = (
         drift.displacement,
         "step",
         f"the chosen answers have lost {drift.FALL_PER_TOKEN:g} nats per token and {drift.FALL:g} in all (a warning from "
-        f"{drift.BAD_FALL_PER_TOKEN:g} on): held-out ones since before training, or else by the rewards of {drift.WINDOW} steps",
+        f"{drift.BAD_FALL_PER_TOKEN:g} on): held-out ones since before training, or else by the rewards of {WINDOW} steps",
         "their perplexity is then up by a tenth (a third); the quickstart loses 0.07, a small model on noisy pairs lost 0.14",
         "SFT first, `--max-steps`, `--epochs`, `--learning-rate`, `--beta`",
     ),
     Rule(
         drift.kl,
         "step",
-        f"KL is beyond `--kl-budget`; where none is given, {drift.KL_BUDGET:g} nats per completion or {drift.KL_BUDGET_PER_TOKEN:g} per "
-        "token, whichever is more",
+        f"KL (`samples/kl` where a run has it, else that on the data's answers) is beyond `--kl-budget`; where none is given, "
+        f"{drift.KL_BUDGET:g} nats per completion or {drift.KL_BUDGET_PER_TOKEN:g} per token, whichever is more",
         "the frontier in the DPO paper ends at about 20 nats with nearly all its reward before; long answers are given a change of each "
         "token's log-probability by 0.45",
         "`--kl-budget`, `--max-steps`, `--learning-rate`, `--beta`",
@@ -160,9 +161,10 @@ RULES: tuple[Rule, ...] = (
         drift.lengths,
         "evaluation",
         f"sampled answers are {drift.LENGTH_FACTOR:g} times longer or shorter than before training, and {drift.SAMPLES_SURE:g} standard "
-        "errors (2.9 times with four samples, 1.7 with sixteen); not in SFT",
-        "less than half more may be what better answers need; lengths of one model differ by a factor of 1.8",
-        "the pairs, `--beta`, `--max-steps`, `--epochs`",
+        "errors (2.9 times with four samples, 1.7 with sixteen), where fewer end than before those that do; not in SFT",
+        "less than half more may be what better answers need; lengths of one model differ by a factor of 1.8; and what is cut at the limit "
+        "has no length of its own",
+        "the pairs, or where they do not ask for it `--learning-rate`; `--beta`, `--max-steps`, `--epochs`",
     ),
     Rule(
         drift.endings,

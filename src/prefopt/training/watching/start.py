@@ -2,7 +2,7 @@
 
 import math
 
-from prefopt.training.watching.watched import Finding, History, Severity, said, values
+from prefopt.training.watching.watched import Finding, History, said, values
 
 RATE_FACTOR = 10.0
 """How far from the usual learning rate is far. The usual rates of full fine-tuning and of an adapter are a factor of ten
@@ -71,7 +71,7 @@ def beta(history: History) -> Finding | None:
 
 
 def start_difference(history: History) -> Finding | None:
-    """Policy and reference are not the same function at the start."""
+    """Policy and reference are not the same function at the start; where they should be, the run was stopped before this."""
     run = history.run
     if run.start_difference is None or run.start_difference <= SAME_START:
         return None
@@ -82,17 +82,13 @@ def start_difference(history: History) -> Finding | None:
             "If that model is meant, compare rewards and KL with their values before training; "
             "if not, leave out --reference, and the reference is the model as it is at the start."
         )
-    elif run.reference_is_start:
-        what += "though they should be the same: something random runs in the model, or the cached reference values are another model's."
-        do = "Stop the run and start it anew with --reference-cache off."
     else:
         what += "because the reference's sums came with the data, and were made with other weights, another template or another cut."
         do = (
             "If another model is meant as the reference, all is well; if not, take reference_chosen_logp and reference_rejected_logp "
             "out of --data, and the reference is computed from --model."
         )
-    severity: Severity = "warning" if run.reference_is_start else "note"
-    return Finding("start_difference", 0, severity, what, do, {"start_difference": run.start_difference})
+    return Finding("start_difference", 0, "note", what, do, {"start_difference": run.start_difference})
 
 
 def untrained_reference(history: History) -> Finding | None:
@@ -126,10 +122,9 @@ def untrained_reference(history: History) -> Finding | None:
 
 def _surprise(history: History) -> float | None:
     """Nats per token of the chosen answers before training: of held-out ones, or of those of the first step."""
-    logps, held_out = history.before("eval/logps/chosen"), True
+    logps, length = history.before("eval/logps/chosen"), history.run.answer_length(held_out=True)
     if logps is None:
-        logps, held_out = next(iter(values(history.rows[:1], "logps/chosen")), None), False
-    length = history.run.answer_length(held_out=held_out)
+        logps, length = next(iter(values(history.rows[:1], "logps/chosen")), None), history.run.first_length
     return None if logps is None or length is None else -logps / length
 
 

@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from prefopt.training.watching.rules import RULES
 from prefopt.training.watching.watched import Finding, History, WatchedRun
 
-__all__ = ["Finding", "Watch", "WatchedRun"]
-
 
 class Watch:
     """Looks at each new row of metrics; says each thing once.

@@ -11,6 +11,12 @@ Figures = Mapping[str, float]
 
 Severity = Literal["note", "warning"]
 
+WINDOW = 20
+"""Steps that a mean is taken over: enough for a standard error, few enough to be about now."""
+
+SURE = 2.0
+"""Standard errors that a figure must be beyond a bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -43,11 +49,13 @@ class WatchedRun:
         learning_rate, usual_learning_rate: the peak, and what is usual for the method, the model's size and adapter or not.
         adapter: whether an adapter is trained rather than all weights.
         num_train: examples.
+        num_samples: answers drawn at each evaluation; fewer than were asked for where prompts are the same or too long.
         num_steps: of the whole run.
         reference_is_start: the reference is the model as it was before training.
         start_difference: mean |log π − log π_ref| per token before the first step, in nats; None where there is no reference.
         before: figures before training, `eval/...` and `samples/...`; empty where nothing is held out.
         data: the data's part of the summary.
+        first_length: mean tokens of a chosen answer (of an answer, for demonstrations) in the first step; None where it is not known.
         usual: settings of the method that have a usual range, with its ends.
     """
 
@@ -57,11 +65,13 @@ class WatchedRun:
     usual_learning_rate: float
     adapter: bool
     num_train: int
+    num_samples: int
     num_steps: int
     reference_is_start: bool
     start_difference: float | None
     before: Figures
     data: Mapping[str, Any]
+    first_length: float | None = None
     usual: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -73,6 +83,10 @@ class WatchedRun:
     def beta(self) -> float | None:
         """The method's β, where it has one."""
         return self.settings.get("beta")
+
+    def with_beta(self, advice: str) -> str:
+        """An advice about β and what β is; nothing where the method has none."""
+        return "" if self.beta is None else f"{advice} (now {self.beta:g})"
 
     @property
     def batch_size(self) -> int:
@@ -89,15 +103,14 @@ class WatchedRun:
         """Held-out examples."""
         return int(self.data.get("num_held_out", 0))
 
-    @property
-    def num_samples(self) -> int:
-        """Answers drawn at each evaluation."""
-        return min(int(self.settings.get("samples", 0)), self.num_held_out or self.num_train)
-
     def answer_length(self, *, held_out: bool = False) -> float | None:
-        """Mean tokens of a chosen answer (of an answer, for demonstrations) in the training data, or in held-out data of its own."""
-        summary = (self.data.get("eval_summary") if held_out else None) or self.data.get("summary") or {}
-        return summary.get("mean_chosen") or summary.get("mean_answer") or None
+        """Mean tokens of a chosen answer (of an answer, for demonstrations) in the data, or of the held-out ones alone.
+
+        Figures of held-out examples are divided by the second: a small side may well have other lengths than the whole. Where
+        nothing is held out both are the same.
+        """
+        of_them = self.data.get("held_out_lengths" if held_out and self.num_held_out else "summary") or {}
+        return of_them.get("mean_chosen") or of_them.get("mean_answer") or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +119,7 @@ class History:
 
     Attributes:
         run: which.
-        rows: metrics of all steps, oldest first; the k-th is of step k.
+        rows: metrics of all steps, oldest first; the k-th is of step k, unless a line of the file was damaged.
         evaluations: the rows that hold held-out figures or those of samples; first, where there are any, those before training.
     """
 
@@ -117,7 +130,7 @@ class History:
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return len(self.rows)
+        return int(self.rows[-1].get("step", len(self.rows))) if self.rows else 0
 
     @property
     def ranks_answers(self) -> bool:
