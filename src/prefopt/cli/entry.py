@@ -16,6 +16,7 @@ from rich.console import Console
 
 import prefopt
 from prefopt.errors import PrefoptError, RunStopped
+from prefopt.machine import prepare_environment
 
 ABOUT = """Preference optimization for language models: every method of the family, on one fast engine.
 
@@ -62,9 +63,7 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     Returns:
         The exit code.
     """
-    # Before torch loads its thread pool: threads that spin while they wait starve each other as soon as anything else
-    # runs on the machine (docs/experiments.md has the figures).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()  # before torch loads its thread pool
     # Also before torch: when a process of a run is gone, we say so in a sentence, and torch in warnings with addresses in memory.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):

@@ -13,6 +13,7 @@ from typing import Any
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.errors import RunStopped
+from prefopt.machine import prepare_environment
 from prefopt.methods.method import Method
 from prefopt.models.load import is_hub_name, locate
 from prefopt.models.policy import trained_parameters
@@ -92,6 +93,7 @@ def train(
     if isinstance(method, str):
         kind = method_named(method)
         method = kind(own_settings(kind, settings))
+    prepare_environment()  # who comes from Python may have loaded torch, but may not have multiplied yet
     book: Logbook | None = None
     try:
         with stop_at_once(), join(settings.device) as processes:
