@@ -31,8 +31,9 @@ CHAT = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n
     [
         ([CHAT.format("How do I fry?"), CHAT.format("How do I boil?")], ["How do I fry?", "How do I boil?"]),  # no line is cut
         ([CHAT.format("one\ntwo"), CHAT.format("one\nthree")], ["two", "three"]),
-        (["<s>[INST] Why? [/INST]", "<s>[INST] What? [/INST]"], ["<s>[INST] Why? ", "<s>[INST] What? "]),
+        (["<s>[INST] Why? [/INST]", "<s>[INST] What? [/INST]"], [" Why? ", " What? "]),
         (["\n\nHuman: a\n\nAssistant:", "\n\nHuman: b\n\nAssistant:"], ["Human: a", "Human: b"]),
+        (["<|begin|>The film", "<|begin|>The drama"], ["The film", "The drama"]),
         (["Is tea hot?", "Is ice hot?"], ["Is tea hot?", "Is ice hot?"]),
         (["a\n", "a\nb"], ["", "b"]),
         (["same\n", "same\n"], ["same\n", "same\n"]),

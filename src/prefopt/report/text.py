@@ -52,14 +52,15 @@ def clip_middle(text: str, limit: int) -> str:
 
 
 def without_common(texts: Sequence[str]) -> list[str]:
-    """The texts without what all of them share: whole lines at the beginning, and what begins with a line or a mark at the end.
+    """The texts without what all of them share: whole lines and marks at the beginning, and what begins with one at the end.
 
     So prompts can be told apart by their first words, though a template or a system prompt stands before all of them. Nothing is
     left out where there is one text, or where all are the same.
     """
     if len(set(texts)) < 2:
         return list(texts)
-    start = shared_start(texts).rfind("\n") + 1
+    shared = shared_start(texts)
+    start = max(shared.rfind(end) for end in "\n>]") + 1
     rests = [text[start:] for text in texts]
     shared = shared_start([rest[::-1] for rest in rests])[::-1]
     mark = re.search(r"[\n<\[]", shared)
