@@ -154,6 +154,12 @@ def test_refuses_files_without_text(make: Make, tmp_path: Path, name: str, conte
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("out", [".", "/"])
+def test_refuses_a_folder_without_a_name(make: Make, out: str) -> None:
+    with pytest.raises(RunError, match="is no folder that can be replaced by another"):
+        make(out=out)
+
+
 def test_refuses_a_missing_file(make: Make) -> None:
     with pytest.raises(DataError, match=r"no file nowhere\.txt"):
         make(text=["nowhere.txt"])

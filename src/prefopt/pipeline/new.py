@@ -34,6 +34,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from prefopt.disk import draft_of, replace_folder
 from prefopt.errors import DataError, RunError
 from prefopt.pipeline.new_settings import NUM_SPECIAL_TOKENS, NewSettings
 
@@ -82,15 +83,13 @@ def new_model(settings: NewSettings, *, say: Say = print) -> Path:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write both; the folder appears whole or not at all, in place of what it held."""
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    draft = draft_of(out)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     with no_progress_bars():
-        model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    if out.exists():
-        shutil.rmtree(out)
-    unfinished.replace(out)
+        model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    replace_folder(draft, out)
 
 
 @contextmanager
@@ -109,9 +108,11 @@ def check_out(settings: NewSettings) -> None:
     """Whether the folder can be written, before any work is done.
 
     Raises:
-        RunError: it exists and is not empty, and is not a model that may be overwritten.
+        RunError: it exists and is not empty, and is not a model that may be overwritten; or it has no name that can be given to a folder.
     """
     out = settings.out
+    if not out.name:
+        raise RunError(f"{out} is no folder that can be replaced by another. Give the name of a folder as `out`.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "config.json").is_file():
