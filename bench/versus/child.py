@@ -1,21 +1,19 @@
 """A contestant's process: python -m bench.versus.child SPEC READ WRITE."""
 
+import json
+import os
+import sys
 import time
+import traceback
+from pathlib import Path
 
-BEGAN = time.perf_counter()
-
-import json  # noqa: E402  (the clock starts before anything is loaded)
-import os  # noqa: E402
-import sys  # noqa: E402
-import traceback  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from bench.versus.turns import Turns  # noqa: E402
+from bench.versus.turns import Turns
 
 
 def main() -> None:
+    began = time.perf_counter()  # nothing that takes time is loaded yet
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    turns = Turns(int(sys.argv[2]), int(sys.argv[3]), BEGAN)
+    turns = Turns(int(sys.argv[2]), int(sys.argv[3]), began)
     turns.cuda = spec["device"] == "cuda"
     turns.gives_memory_back = spec["gives_memory_back"]
     try:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 CONTEXT = 32768
 """Positions that the models are made for: longer than any workload."""
@@ -42,6 +42,21 @@ class Shape:
     vocabulary: int
     tied: bool = True
     dtype: str = "float32"
+
+    def config(self, **more: Any) -> "Qwen2Config":
+        """The library's config of these sizes, and whatever else is given."""
+        from transformers import Qwen2Config
+
+        return Qwen2Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.mlp,
+            tie_word_embeddings=self.tied,
+            **more,
+        )
 
     @property
     def head_dim(self) -> int:
@@ -103,21 +118,14 @@ the precision in which they are trained."""
 def make_model(shape: Shape, tokenizer: "PreTrainedTokenizerBase", folder: Path, *, seed: int, device: str) -> None:
     """Write a model with random weights, and the tokenizer, as `transformers` loads them."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GenerationConfig, Qwen2ForCausalLM
 
     from prefopt.pipeline.new import no_progress_bars
 
     if len(tokenizer) > shape.vocabulary:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {shape.vocabulary}")
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.mlp,
+    config = shape.config(
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=shape.tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -9,17 +9,9 @@ SMALL = Shape(hidden=32, layers=3, heads=4, kv_heads=2, mlp=48, vocabulary=64)
 
 
 def model(shape: Shape) -> torch.nn.Module:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.mlp,
-    )
-    return Qwen2ForCausalLM._from_config(config, attn_implementation="eager")
+    return Qwen2ForCausalLM._from_config(shape.config(), attn_implementation="eager")
 
 
 def test_products_are_counted_as_torch_counts_them():

@@ -16,6 +16,7 @@ from tests.training.runs import Asks, figures, run, weights
 from torch import nn
 from torch.optim import AdamW
 
+from prefopt import disk
 from prefopt.errors import RunError
 from prefopt.training.optimizer import make_optimizer
 from prefopt.training.record import checkpoint, folder
@@ -272,7 +273,7 @@ def test_nothing_takes_its_place_before_it_is_on_the_disk(tmp_path: Path, monkey
     """A rename may reach the disk before the content does: after a power failure the name would stand for nothing."""
     events: list[str] = []
     rename = Path.rename
-    monkeypatch.setattr(checkpoint, "flush", lambda path: events.append(f"flush {path.name.split('.')[0] or 'draft'}"))
+    monkeypatch.setattr(disk, "flush", lambda path: events.append(f"flush {path.name.split('.')[0] or 'draft'}"))
     monkeypatch.setattr(Path, "rename", lambda self, target: (events.append("rename"), rename(self, target))[1])
     save(Checkpoints(tmp_path / "checkpoints", keep=1), 1)
     assert sorted(events[:4]) == ["flush draft", "flush optimizer", "flush policy", "flush state"]

@@ -55,7 +55,7 @@ def fork(cache: DynamicCache, prompt_of_C: Tensor) -> None:
         if hasattr(layer, "update_recurrent_state"):
             # The library writes the state after a completion into the state before it, which the backward pass reads again.
             # Nobody goes on from the end of a completion: it is not written at all.
-            layer.update_recurrent_state = _not_kept  # type: ignore[method-assign]
+            layer.update_recurrent_state = _not_kept  # type: ignore[method-assign]  # of this one cache
 
 
 def _not_kept(recurrent_states: Tensor, state_idx: int = 0, **_others: object) -> Tensor:

@@ -183,13 +183,13 @@ class ForkLayout:
         return (self.prompt_mask_BP.cumsum(1) - 1).clamp(min=0)
 
     @property
-    def completion_positions_CL(self) -> Tensor:  # noqa: N802
+    def completion_positions_CL(self) -> Tensor:  # noqa: N802  # as above
         """Position of each completion token in its own prompt + completion; it goes on over the padding."""
         lengths_C = self.prompt_mask_BP.sum(1)[self.prompt_of_C]
         return lengths_C[:, None] + torch.arange(self.completion_ids_CL.shape[1], device=lengths_C.device)
 
     @property
-    def seen_CK(self) -> Tensor:  # noqa: N802
+    def seen_CK(self) -> Tensor:  # noqa: N802  # as above
         """1 on every token of a completion's prompt and of itself, [C, P + L]."""
         return torch.cat([self.prompt_mask_BP[self.prompt_of_C], self.completion_mask_CL], dim=1)
 

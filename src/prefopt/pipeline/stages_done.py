@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prefopt.disk import write_whole
 from prefopt.errors import ModelError
 from prefopt.methods.method import Method
 from prefopt.report.files import RunFiles, read_json
@@ -57,10 +58,8 @@ def note_done(settings: RunSettings, method: Method, read: Mapping[str, list[int
     path = settings.out.parent / NOTED
     manifest = read_json(RunFiles(settings.out).manifest) or {}
     entry = {"started": manifest.get("started"), "settings": _deciding(settings, method), "inputs": dict(read)}
-    draft = path.with_name(f".{path.name}.new")
     with suppress(OSError):
-        draft.write_text(json.dumps((read_json(path) or {}) | {settings.out.name: entry}, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps((read_json(path) or {}) | {settings.out.name: entry}, indent=2) + "\n")
 
 
 def _deciding(settings: RunSettings, method: Method) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 
 import torch
 
-from prefopt.training.group.processes import Processes
+from prefopt.training.group.processes import Processes, raising_at_sigterm
 from prefopt.training.terminal.narrator import Narrator
 
 SAVE_SHARE = 20
@@ -63,22 +63,9 @@ def any_process(processes: Processes, *wishes: bool) -> list[bool]:
     return [count > 0 for count in processes.add_up(torch.tensor(wishes, dtype=torch.float32, device=processes.device)).tolist()]
 
 
-@contextmanager
-def stop_at_once() -> Iterator[None]:
+def stop_at_once() -> AbstractContextManager[None]:
     """SIGTERM is heard as Ctrl-C is, while there is no step to finish. Where several processes run, theirs take precedence."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is stop:  # else a process that is ending has something to say first
-            signal.signal(signal.SIGTERM, before)
+    return raising_at_sigterm(lambda _number: KeyboardInterrupt())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -239,7 +239,8 @@ def join(device: str) -> Iterator[Processes]:
         return
     with (
         launcher_settings(speaks=rank == 0),
-        interruptible(),
+        # A launcher sends it when a process has died: this one must end in a way of which the others hear.
+        raising_at_sigterm(lambda number: SystemExit(128 + number)),
         group("nccl" if kind == "cuda" else "gloo", rank, count, local_rank) as board,
     ):
         yield Processes(rank, count, where, local_rank, board)
@@ -354,20 +355,24 @@ def ignored(variables: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends this process by an exception, so that the others hear of it; a launcher sends it when one has died."""
+def raising_at_sigterm(error: Callable[[int], BaseException]) -> Iterator[None]:
+    """SIGTERM becomes an exception in the block; the handler before is put back at the end.
+
+    Args:
+        error: makes it of the signal's number.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
 
     def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise error(number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is end:
+        if signal.getsignal(signal.SIGTERM) is end:  # else a process that is ending has something to say first
             signal.signal(signal.SIGTERM, before)
 
 

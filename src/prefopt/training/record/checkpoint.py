@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from prefopt.disk import flush, remove
+from prefopt.disk import old_of, remove, replace_folder
 from prefopt.errors import RunError
 from prefopt.methods.method import State
 from prefopt.training.group.processes import ALONE, Processes
@@ -104,12 +104,7 @@ class Checkpoints:
             state = {"step": progress.step, "method_state": progress.method_state, "checksums": checksums, **facts}
             state["checksum"] = _checksum_of(state)
             (draft / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-            for path in (*draft.iterdir(), draft):
-                flush(path)
-            if final.exists():
-                self._remove(final)
-            draft.rename(final)
-            flush(self.folder)
+            replace_folder(draft, final)
             for later in self.all()[self.all().index(final) + 1 :]:  # passed over as damaged when the run was resumed
                 self._remove(later)
         except (OSError, SafetensorError) as error:
@@ -133,7 +128,7 @@ class Checkpoints:
 
     def _remove(self, old: Path) -> None:
         """It goes by one rename: a kill in the middle of deleting must not leave half of one under its name."""
-        going = self.folder / f".{old.name}.old"
+        going = old_of(old)
         with suppress(OSError):
             old.rename(going)
         with suppress(OSError):
