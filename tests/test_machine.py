@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from prefopt.cli.entry import main
-from prefopt.machine import ENVIRONMENT, prepare_environment
+from prefopt.machine import ENVIRONMENT, keep_freed_memory, prepare_environment
 
 PRODUCTS = """
 import torch
@@ -46,3 +46,34 @@ def test_the_command_line_sets_it_before_anything_is_loaded(monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     assert main(["--version"]) == 0
     assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT
+
+
+FAULTS = """
+import resource, torch
+from prefopt.machine import keep_freed_memory
+
+def faults():
+    torch.ones(12_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(12_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), keep_freed_memory(), faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_what_a_step_has_freed_is_not_cleared_again_by_the_system():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
+    before, told, after = done.stdout.split()
+    if told == "False":
+        pytest.skip("another C library")
+    assert int(before) > 100
+    assert int(after) == 0
+
+
+def test_what_the_environment_says_of_malloc_stays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    assert not keep_freed_memory()

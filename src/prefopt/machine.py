@@ -1,6 +1,8 @@
-"""What the libraries below are told about this process, before they are loaded."""
+"""What the libraries below are told about this process."""
 
+import ctypes
 import os
+import sys
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -21,3 +23,27 @@ def prepare_environment() -> None:
     """Sets what is not set. Without effect on libraries that are at work already."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Numbers of glibc's malloc.h."""
+
+
+def keep_freed_memory() -> bool:
+    """Tells the C library to keep what is freed for what is asked for next. For training on a CPU.
+
+    By itself glibc takes every tensor of 32 MB and more from the system and gives it back when it is freed, and what is free at the
+    end of its heap too. Each step then waits for the system to clear the same pages again: turning 16 MB of bf16 into
+    float32 takes 14 ms in place of 2 (docs/experiments.md). Without effect on other C libraries and allocators, and where the
+    environment says how malloc behaves.
+
+    Returns:
+        whether it was told.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])

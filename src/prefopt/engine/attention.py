@@ -75,7 +75,8 @@ def tree_attention(
         else:
             out = _varlen(*arguments)
     else:
-        out = _per_tree(*arguments, softcap, s_aux)
+        with torch.autocast(query.device.type, enabled=False):  # it would take each stretch back to bf16
+            out = _per_tree(*arguments, softcap, s_aux)
     return out[None], None
 
 
@@ -92,7 +93,13 @@ def _per_tree(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
+    """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion.
+
+    Always in float32: on a CPU that is exacter than bf16 and takes half of its time, because bf16 kernels are written anew for
+    every length (docs/experiments.md).
+    """
+    given = value.dtype
+    query, key, value = (row.to(torch.promote_types(row.dtype, torch.float32)) for row in (query, key, value))
     # Split once: slicing the row per tree would fill a gradient of the whole row with zeros for every slice.
     stretches = zip(*(row.split(layout.stretches, dim=1) for row in (query, key, value)), strict=True)
     pieces: list[Tensor] = []
@@ -106,7 +113,7 @@ def _per_tree(
             mask = layout.later_branch_mask(span.prompt, length, window, query.dtype)
             keys, values = torch.cat([prompt_keys, keys], dim=1), torch.cat([prompt_values, values], dim=1)
             pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout))
-    return torch.cat(pieces, dim=1).transpose(0, 1)
+    return torch.cat(pieces, dim=1).transpose(0, 1).to(given)
 
 
 def _stretch(

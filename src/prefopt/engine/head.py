@@ -77,18 +77,16 @@ class _HeadLogps(torch.autograd.Function):
             hidden = hidden_ND.to(compute_dtype)
             weight = weight_VD.to(compute_dtype)
             logps_N = hidden_ND.new_empty(len(target_N), dtype=result_dtype)
-            log_sum_N = torch.empty_like(logps_N)
             entropy_N = torch.empty_like(logps_N) if extras else logps_N.new_empty(0)
             log_sum_squares_N = torch.empty_like(entropy_N)
             for chunk in _chunks(hidden, weight):
-                logits = _logits(hidden[chunk], weight, bias_V, shape, result_dtype)
-                log_sum_N[chunk] = logits.logsumexp(-1)
-                logps_N[chunk] = logits.gather(-1, target_N[chunk, None]).squeeze(-1) - log_sum_N[chunk]
+                # One pass over each row, where logsumexp takes four over the whole chunk: a third of its time on a CPU.
+                all_logps = _logits(hidden[chunk], weight, bias_V, shape, result_dtype).log_softmax(-1)
+                logps_N[chunk] = all_logps.gather(-1, target_N[chunk, None]).squeeze(-1)
                 if extras:
-                    all_logps = logits.sub_(log_sum_N[chunk, None])
                     log_sum_squares_N[chunk] = (2 * all_logps).logsumexp(-1)
                     entropy_N[chunk] = -(all_logps.exp() * all_logps).sum(-1)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, log_sum_N, entropy_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, entropy_N)
         ctx.shape, ctx.extras, ctx.compute_dtype = shape, extras, compute_dtype
         ctx.mark_non_differentiable(log_sum_squares_N)
         ctx.set_materialize_grads(False)
@@ -97,9 +95,9 @@ class _HeadLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps_N: Tensor | None, grad_entropy_N: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, target_N, log_sum_N, entropy_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        result_dtype = log_sum_N.dtype
+        result_dtype = entropy_N.dtype
         hidden = hidden_ND.to(ctx.compute_dtype)
         weight = weight_VD.to(ctx.compute_dtype)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -110,7 +108,7 @@ class _HeadLogps(torch.autograd.Function):
             logits = _logits(hidden[chunk], weight, bias_V, ctx.shape, result_dtype)
             # d logits of the softmax, then through cap and scale: dz/dx = s·(1 − (z/cap)²).
             slope = None if ctx.shape.soft_cap is None else 1 - (logits / ctx.shape.soft_cap).square()
-            grad_logits = _grad_logits(logits, target_N[chunk], log_sum_N[chunk], grad_logps_N, grad_entropy_N, entropy_N, chunk)
+            grad_logits = _grad_logits(logits, target_N[chunk], grad_logps_N, grad_entropy_N, entropy_N, chunk)
             if slope is not None:
                 grad_logits.mul_(slope)
             if ctx.shape.scale != 1.0:
@@ -152,17 +150,16 @@ def _logits(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, shape: 
 def _grad_logits(
     logits_nV: Tensor,
     target_n: Tensor,
-    log_sum_n: Tensor,
     grad_logps_N: Tensor | None,
     grad_entropy_N: Tensor | None,
     entropy_N: Tensor,
     chunk: slice,
 ) -> Tensor:
-    """d log π(y)/dz = 1_y − π;  dH/dz = −π·(log π + H). Overwrites the logits."""
-    all_logps = logits_nV.sub_(log_sum_n[:, None])
+    """d log π(y)/dz = 1_y − π;  dH/dz = −π·(log π + H)."""
     if grad_entropy_N is None:
-        grad = all_logps.exp_()
+        grad = logits_nV.softmax(-1)
     else:
+        all_logps = logits_nV.log_softmax(-1)
         probs = all_logps.exp()
         grad = all_logps.add_(entropy_N[chunk, None]).mul_(probs).mul_(-grad_entropy_N[chunk, None])
         if grad_logps_N is None:

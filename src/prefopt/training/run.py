@@ -13,7 +13,7 @@ from typing import Any
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.errors import RunStopped
-from prefopt.machine import prepare_environment
+from prefopt.machine import keep_freed_memory, prepare_environment
 from prefopt.methods.method import Method
 from prefopt.models.load import is_hub_name, locate
 from prefopt.models.policy import trained_parameters
@@ -97,6 +97,8 @@ def train(
     book: Logbook | None = None
     try:
         with stop_at_once(), join(settings.device) as processes:
+            if processes.device.type == "cpu":
+                keep_freed_memory()
             speaker = (narrator or Terminal()) if processes.is_main else Quiet()
             book = Logbook(RunFolder(settings.out.expanduser()), speaker, callbacks, is_main=processes.is_main)
             if processes.lifeline is not None:
