@@ -52,14 +52,13 @@ FAULTS = """
 import resource, torch
 from prefopt.machine import keep_freed_memory
 
-def faults():
-    torch.ones(12_000_000)
+def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    for _ in range(times):
         torch.ones(12_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
 
-print(faults(), keep_freed_memory(), faults())
+print(faults(10), keep_freed_memory(), faults(20) and faults(20))
 """
 
 
@@ -70,8 +69,8 @@ def test_what_a_step_has_freed_is_not_cleared_again_by_the_system():
     before, told, after = done.stdout.split()
     if told == "False":
         pytest.skip("another C library")
-    assert int(before) > 100
-    assert int(after) == 0
+    assert float(before) > 20  # of 2 MB at the most
+    assert float(after) < 0.2 * float(before)
 
 
 def test_what_the_environment_says_of_malloc_stays(monkeypatch: pytest.MonkeyPatch):
