@@ -4,14 +4,14 @@ Shapes in names: T positions, S scored tokens, H width.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase, Qwen2Config
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 CONTEXT = 32768
 """Positions that the models are made for: longer than any workload."""
@@ -32,7 +32,8 @@ Lengths = tuple[int, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Qwen2 model: grouped heads, gated feed-forward layers, biases on queries, keys and values."""
+    """A Qwen2 model: grouped heads, gated feed-forward layers, biases on queries, keys and values; or another architecture of
+    these sizes, whose operations are then counted as if it were one."""
 
     hidden: int
     layers: int
@@ -42,12 +43,15 @@ class Shape:
     vocabulary: int
     tied: bool = True
     dtype: str = "float32"
+    architecture: str = "qwen2"
+    own: Mapping[str, Any] = field(default_factory=dict)
 
-    def config(self, **more: Any) -> "Qwen2Config":
+    def config(self, **more: Any) -> "PreTrainedConfig":
         """The library's config of these sizes, and whatever else is given."""
-        from transformers import Qwen2Config
+        from transformers import AutoConfig
 
-        return Qwen2Config(
+        return AutoConfig.for_model(
+            self.architecture,
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
@@ -55,6 +59,7 @@ class Shape:
             num_key_value_heads=self.kv_heads,
             intermediate_size=self.mlp,
             tie_word_embeddings=self.tied,
+            **self.own,
             **more,
         )
 
@@ -105,20 +110,36 @@ SHAPES: dict[str, Shape] = {
     "1m": Shape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=160, vocabulary=4096),
     "10m": Shape(hidden=256, layers=8, heads=4, kv_heads=2, mlp=768, vocabulary=16384),
     "32m": Shape(hidden=512, layers=8, heads=8, kv_heads=4, mlp=1408, vocabulary=16384),
+    "hybrid": Shape(
+        hidden=384,
+        layers=8,
+        heads=6,
+        kv_heads=2,
+        mlp=1024,
+        vocabulary=16384,
+        architecture="qwen3_5_text",
+        own={
+            "head_dim": 64,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 8,
+        },
+    ),
     "135m": Shape(hidden=576, layers=30, heads=9, kv_heads=3, mlp=1536, vocabulary=49152),
     "0.5b": Shape(hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=151936, dtype="bfloat16"),
     "1.5b": Shape(hidden=1536, layers=28, heads=12, kv_heads=2, mlp=8960, vocabulary=151936, dtype="bfloat16"),
     "7b": Shape(hidden=4096, layers=32, heads=32, kv_heads=32, mlp=11008, vocabulary=32000, tied=False, dtype="bfloat16"),
     "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, mlp=14336, vocabulary=128256, tied=False, dtype="bfloat16"),
 }
-"""1m is for tests. 7b and 8b have the sizes of Llama 2 and Llama 3. The large ones are stored in bf16, which says nothing about
-the precision in which they are trained."""
+"""1m is for tests. hybrid has three layers of linear attention for each of full attention. 7b and 8b have the sizes of Llama 2 and
+Llama 3. The large ones are stored in bf16, which says nothing about the precision in which they are trained."""
 
 
 def make_model(shape: Shape, tokenizer: "PreTrainedTokenizerBase", folder: Path, *, seed: int, device: str) -> None:
     """Write a model with random weights, and the tokenizer, as `transformers` loads them."""
     import torch
-    from transformers import GenerationConfig, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     from prefopt.pipeline.new import no_progress_bars
 
@@ -132,7 +153,7 @@ def make_model(shape: Shape, tokenizer: "PreTrainedTokenizerBase", folder: Path,
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2ForCausalLM._from_config(config, dtype=getattr(torch, shape.dtype))
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     with no_progress_bars():
         model.save_pretrained(folder)
