@@ -82,18 +82,24 @@ def micro_batches(number: int, vocabulary: int, max_tokens: int) -> list[list[Pr
             tree = lengths[int(rng.integers(len(lengths)))]
             if sum(other.num_tokens for other in own) + tree.num_tokens > max_tokens:
                 break
-            parts = [token_ids(rng.integers(0, vocabulary, count)) for count in (len(tree.prompt_ids), *(len(c.ids) for c in tree.completions))]
+            parts = [
+                token_ids(rng.integers(0, vocabulary, count)) for count in (len(tree.prompt_ids), *(len(c.ids) for c in tree.completions))
+            ]
             own.append(PromptTree(parts[0], tuple(Completion(part) for part in parts[1:])))
         made.append(own)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="0.5b" if torch.cuda.is_available() else "32m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
-    parser.add_argument("--max-tokens", type=int, default=8192 if torch.cuda.is_available() else 2048, help="of a micro-batch, which is a step here")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192 if torch.cuda.is_available() else 2048, help="of a micro-batch, which is a step here"
+    )
     parser.add_argument("--blocks", type=int, default=10, help="steps of each, in turns")
     parser.add_argument("--out", type=Path, help="a JSON line is added to it")
     given = parser.parse_args(arguments)

@@ -57,7 +57,8 @@ def trees_of(file: Path) -> list[PromptTree]:
         return Completion(token_ids(np.ones(length)))
 
     return [
-        PromptTree(ids(prompt).ids, (ids(chosen), ids(rejected)), row_id=str(index)) for index, (prompt, chosen, rejected) in enumerate(rows)
+        PromptTree(ids(prompt).ids, (ids(chosen), ids(rejected)), row_id=str(index))
+        for index, (prompt, chosen, rejected) in enumerate(rows)
     ]
 
 

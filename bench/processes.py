@@ -35,7 +35,9 @@ LIMIT_S = 170.0
 
 def parser() -> argparse.ArgumentParser:
     """All flags."""
-    made = argparse.ArgumentParser(prog="python -m bench.processes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m bench.processes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flag = made.add_argument
     flag("--shape", default="32m", help="of the model, as bench.versus names them")
     flag("--lengths", type=Path, default=ROOT / "bench" / "lengths" / "hh.json", help="lengths of the pairs")

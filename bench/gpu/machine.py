@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = "torch triton transformers accelerate peft datasets trl bitsandbytes liger-kernel cut-cross-entropy pydantic cyclopts numpy".split()
+PACKAGES = (
+    "torch triton transformers accelerate peft datasets trl bitsandbytes liger-kernel cut-cross-entropy pydantic cyclopts numpy".split()
+)
 SECONDS = 1.0
 
 

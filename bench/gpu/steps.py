@@ -32,6 +32,10 @@ class Setup:
         """Whether it is a rehearsal."""
         return self.device == "cpu"
 
+    def named(self, part: str) -> str:
+        """The setting with that in its name; empty: there is none."""
+        return next((name for name in sorted(self.settings) if part in name), "")
+
     def result(self, step: str) -> Path:
         """Where a step leaves what it measured."""
         return self.work / f"{step}.json"
@@ -46,7 +50,7 @@ class Step:
         part: of the call that it belongs to; the third part is more than is needed.
         says: what it does.
         limit_s: seconds after which it is ended.
-        needs: a setting of prefopt without which it is left out; empty: none.
+        needs: what stands in the name of a setting of prefopt without which it is left out; empty: none.
         command: what is run, given the setup.
     """
 
@@ -154,26 +158,35 @@ def compiled(setup: Setup) -> list[str]:
     return python("bench.compile", "--device", setup.device, *size, "--out", str(setup.result("compile")))
 
 
-def setting(name: str, shape: str, assignment: str) -> Callable[[Setup], list[str]]:
-    """prefopt with and without a setting: time, memory and losses."""
-    return versus(name, shape, "prefopt,prefopt-again", "--set", f"prefopt-again:{assignment}", blocks=3)
+def setting(step: str, shape: str, part: str, value: str) -> Callable[[Setup], list[str]]:
+    """prefopt with and without a setting, named by a part of its name: time, memory and losses."""
 
+    def command(setup: Setup) -> list[str]:
+        return versus(step, shape, "prefopt,prefopt-again", "--set", f"prefopt-again:{setup.named(part)}={value}")(setup)
+
+    return command
+
+
+SIDES = "prefopt,trl,trl-best"
+MODES = ("--checkpointing", "as-it-comes", "--set", "trl-best:gradient_checkpointing=false")
+"""TRL recomputes activations as it comes, and not at its best; prefopt does not."""
+
+FOUR_BITS = ("--set", "prefopt:load_in_4bit=true")
 
 STEPS: Sequence[Step] = (
     Step("facts", 1, "the GPU, versions, rates of matrix products and of copies", 60, facts),
     Step("correct", 1, "GPU against CPU: attention, architectures, losses of a run, going on to the bit", 200, correct),
-    Step("versus-0.5b", 1, "0.5B in full against TRL as it comes", 120, versus("versus-0.5b", "0.5b", "prefopt,prefopt-again,trl", *("--checkpointing", "as-it-comes"))),
-    Step("versus-1.5b", 1, "1.5B in full against TRL as it comes", 150, versus("versus-1.5b", "1.5b", "prefopt,trl", *("--checkpointing", "as-it-comes"))),
-    Step("best-1.5b", 1, "1.5B in full against TRL at its best", 150, versus("best-1.5b", "1.5b", "prefopt,trl-best")),
-    Step("best-0.5b", 2, "0.5B in full against TRL at its best", 120, versus("best-0.5b", "0.5b", "prefopt,trl-best")),
+    Step("versus-0.5b", 1, "0.5B in full against TRL as it comes and at its best", 170, versus("versus-0.5b", "0.5b", SIDES, *MODES)),
+    Step("versus-1.5b", 1, "1.5B in full against TRL as it comes and at its best", 230, versus("versus-1.5b", "1.5b", SIDES, *MODES)),
     Step("memory-7b", 2, "7B, LoRA on bf16 weights: peak memory", 120, memory("memory-7b")),
-    Step("memory-7b-4bit", 2, "7B, LoRA on 4-bit weights: peak memory", 120, memory("memory-7b-4bit", "--set", "prefopt:load_in_4bit=true"), "load_in_4bit"),
+    Step("memory-7b-4bit", 2, "7B, LoRA on 4-bit weights: peak memory", 120, memory("memory-7b-4bit", *FOUR_BITS), "load_in_4bit"),
     Step("longest-prefopt", 2, "longest sequence in 24 GB, prefopt", 60, longest("prefopt")),
     Step("longest-trl", 2, "longest sequence in 24 GB, TRL", 75, longest("trl")),
     Step("head", 2, "the head against Liger, cut-cross-entropy and torch", 120, head),
     Step("compile", 2, "torch.compile of norms and feed-forward parts", 90, compiled),
-    Step("offload", 2, "activations kept in main memory", 100, setting("offload", "0.5b", "activation_offload=true"), "activation_offload"),
-    Step("adamw8bit", 2, "AdamW with 8-bit states", 100, setting("adamw8bit", "0.5b", "optim=adamw-8bit"), "optim"),
+    Step("offload", 2, "activations kept in main memory", 100, setting("offload", "0.5b", "offload", "true"), "offload"),
+    Step("adamw8bit", 2, "AdamW with 8-bit states", 100, setting("adamw8bit", "0.5b", "optim", "adamw-8bit"), "optim"),
+    Step("noise", 3, "0.5B, prefopt against itself", 120, versus("noise", "0.5b", "prefopt,prefopt-again")),
     Step("search-0.5b", 3, "TRL's pairs per pass, 0.5B", 300, searched("0.5b")),
     Step("search-1.5b", 3, "TRL's pairs per pass, 1.5B", 300, searched("1.5b")),
     Step("versions", 3, "tests that need no GPU, with this machine's versions", 200, versions),

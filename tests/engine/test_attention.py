@@ -322,10 +322,13 @@ class OnGpu(Tensor):
     [
         ("_varlen", torch.bfloat16, 8, 8, {}),
         ("_varlen", torch.float16, 256, 256, {"sliding_window": 5}),
-        ("_flex", torch.bfloat16, 8, 8, {"softcap": 30.0}),
-        ("_flex", torch.bfloat16, 8, 8, {"s_aux": torch.zeros(2)}),
-        ("_flex", torch.bfloat16, 8, 4, {}),  # flash takes one size for both
+        ("_flex", torch.bfloat16, 16, 16, {"softcap": 30.0}),
+        ("_flex", torch.bfloat16, 16, 16, {"s_aux": torch.zeros(2)}),
+        ("_flex", torch.bfloat16, 24, 16, {}),  # flash takes one size for both
         ("_flex", torch.bfloat16, 288, 288, {}),  # and 256 at most
+        ("_flex", torch.bfloat16, 20, 20, {}),  # and multiples of 8
+        ("_per_tree", torch.bfloat16, 8, 8, {"softcap": 30.0}),  # flex takes no heads below 16
+        ("_per_tree", torch.bfloat16, 24, 8, {}),
         ("_per_tree", torch.float32, 8, 8, {}),
         ("_per_tree", torch.float32, 8, 8, {"softcap": 30.0}),
     ],

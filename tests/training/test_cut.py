@@ -56,3 +56,20 @@ def test_plain_batches_hold_similar_lengths():
 def test_an_example_too_large_is_named():
     with pytest.raises(RunError, match=r"file:7 takes 120 tokens.*max_tokens = 100.*Raise max_tokens to 120"):
         cut([tree(60, 30, 30, row="file:7")], max_tokens=100, sharing="flat")
+
+
+@pytest.mark.parametrize("sharing", ["fork", "plain"])
+def test_padded_batches_are_shared_out_evenly(sharing):
+    """Eight examples as long as can be beside 56 short ones fit into two batches; four processes get one each of like size."""
+    trees = [tree(20, length, length) for length in [60] * 8 + [20] * 56]
+    plan = cut(trees, max_tokens=8192, sharing=sharing, num_processes=4)
+    loads = [sum(pack(batch.trees, sharing=sharing).num_tokens for batch in part) for part in plan]
+    assert all(batch.counts for part in plan for batch in part)
+    assert max(loads) <= 1.1 * sum(loads) / len(loads)
+
+
+def test_one_process_cuts_as_if_there_were_no_others():
+    trees = [tree(5, length, length) for length in range(1, 60)]
+    alone = cut(trees, max_tokens=700, sharing="plain")[0]
+    assert [pack(batch.trees, sharing="plain").num_tokens <= 700 for batch in alone] == [True] * len(alone)
+    assert len(alone) == 14

@@ -7,7 +7,8 @@ forward (`tree_layout`), so that recomputation under gradient checkpointing sees
 Three implementations, one meaning:
     per tree     scaled_dot_product_attention for each stretch: CPU, and float32 on a GPU
     varlen       one flash-attention call for the whole row, prompt keys gathered per completion: CUDA in half precision
-    flex         FlexAttention with a block mask: CUDA where a model caps its scores or has attention sinks
+    flex         FlexAttention with a block mask: CUDA where a model caps its scores, has attention sinks, or heads of a width that
+                 flash attention does not take
 
 Shapes: H query heads, G key heads, T tokens of the row, E head size, Q and K tokens of a stretch.
 """
@@ -25,6 +26,9 @@ from prefopt.engine.layout import FlatLayout
 
 TREE_ATTENTION = "prefopt_tree"
 """The name under which transformers knows it: `model.set_attn_implementation(TREE_ATTENTION)`."""
+
+SMALLEST_FLEX = 16
+"""FlexAttention refuses heads that are narrower on CUDA; only toy models have them."""
 
 
 def tree_attention(
@@ -69,11 +73,12 @@ def tree_attention(
     if sliding_window is not None and sliding_window >= tree_layout.longest_branch:
         sliding_window = None
     arguments = (query[0], key[0], value[0], tree_layout, scale, sliding_window)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        if softcap is not None or s_aux is not None or value.shape[-1] != query.shape[-1] or query.shape[-1] > 256:
-            out = _flex(*arguments, softcap, s_aux)
-        else:
-            out = _varlen(*arguments)
+    sizes = (query.shape[-1], value.shape[-1])
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if half and softcap is None and s_aux is None and sizes[0] == sizes[1] and sizes[0] <= 256 and sizes[0] % 8 == 0:
+        out = _varlen(*arguments)
+    elif half and min(sizes) >= SMALLEST_FLEX:
+        out = _flex(*arguments, softcap, s_aux)
     else:
         out = _per_tree(*arguments, softcap, s_aux)
     return out[None], None
