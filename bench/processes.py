@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -185,7 +186,7 @@ def child(spec: Mapping[str, Any]) -> None:
         callbacks=[Clock()],
     )
     result = {
-        "seconds": [end - begin for begin, end in zip(ends, ends[1:], strict=False)],
+        "seconds": [end - begin for begin, end in pairwise(ends)],
         "losses": losses,
         "peak": status_bytes("VmHWM"),
         "threads": torch.get_num_threads(),
@@ -219,8 +220,7 @@ def table(known: Mapping[str, Any]) -> str:
         "",
         f"    {known['command']}",
         "",
-        "| | processes × threads | pairs/s, median of runs (all runs) | against one | peak memory of each, GB | together, GB | "
-        "largest difference of a loss |",
+        "| | processes × threads | pairs/s, median of runs (all runs) | against one | peak of each, GB | together, GB | losses apart |",
         "|---|---|---|---|---|---|---|",
     ]
     for way, (count, _) in WAYS.items():
@@ -240,10 +240,9 @@ def table(known: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"- {own['date']}, {own['processor']}, {own['cores']} cores; torch {own['torch']}, transformers {own['transformers']}",
-        f"- {spec['shape']}, {spec['precision']}, {spec['batch_size']} pairs per step of hh-rlhf lengths up to {spec['max_length']}; runs of "
-        f"{spec['steps']} steps, the first {WARM_UP} not timed; the ways in turns, fresh processes for each run; gloo",
-        "- pairs/s: a run's is that of its median step, the reference computed before. Memory: VmHWM, libraries included (about 0.4 GB "
-        "for each process).",
+        f"- {spec['shape']}, {spec['precision']}, {spec['batch_size']} pairs per step of hh-rlhf lengths up to {spec['max_length']}; gloo",
+        f"- runs of {spec['steps']} steps, the first {WARM_UP} not timed; the ways in turns, fresh processes for each run",
+        "- pairs/s: of a run's median step, the reference computed before. Memory: VmHWM, libraries included (0.4 GB for each process).",
         "- losses: of each step, against the first run of one process.",
         *failed,
     ]

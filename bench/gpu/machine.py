@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "torch triton transformers accelerate peft datasets trl bitsandbytes liger-kernel cut-cross-entropy pydantic cyclopts numpy".split()
+    *("torch", "triton", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "liger-kernel", "cut-cross-entropy"),
+    *("pydantic", "cyclopts", "numpy"),
+)
+    ["torch", "triton", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "pydantic", "cyclopts", "numpy"]
 )
 SECONDS = 1.0
 

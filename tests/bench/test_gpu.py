@@ -64,7 +64,7 @@ def test_bars_are_met_or_not():
     base = entry("prefopt", speed=50, share=0.44, peak=23.9e9)
     found = {"contestants": [base, entry("trl", speed=10, times=5.0), entry("trl-best", speed=25, times=2.4)]}
     record = {"outcome": "done", "seconds": 1.0, "found": found}
-    rows = dict((what, text) for what, _, text in bars.rows({"versus-1.5b": record, "memory-7b": record, "memory-7b-4bit": record}))
+    rows = {what: text for what, _, text in bars.rows({"versus-1.5b": record, "memory-7b": record, "memory-7b-4bit": record})}
     assert rows["1.5B in full, 64 pairs per step: pairs/s against TRL as it comes"] == "5.00x (0.90-6.00); 50 against 10 pairs/s: met"
     assert rows["1.5B: pairs/s against TRL's best"].endswith("25 pairs/s: NOT met")
     assert rows["1.5B: share of the measured bf16 rate"] == "44%: NOT met"
@@ -75,7 +75,7 @@ def test_bars_are_met_or_not():
 
 def test_a_step_without_a_result_says_how_it_ended():
     record = {"outcome": "ended at its limit of 9 s", "seconds": 9.0, "found": None}
-    rows = dict((what, text) for what, _, text in bars.rows({"compile": record}))
+    rows = {what: text for what, _, text in bars.rows({"compile": record})}
     assert rows["0.5B, torch.compile of norms and feed-forward parts"] == "not measured (ended at its limit of 9 s)"
 
 
