@@ -146,15 +146,16 @@ class Trial:
         return (apart / norm) ** 0.5, float((self.weight.grad.float() - total).norm() / total.norm())
 
 
-def try_one(name: str, size: tuple[int, int, int], dtype: str, device: str, rounds: int) -> dict[str, Any]:
-    """A contestant by itself: memory first, because a process's peak never falls; then its error, then its times."""
+def try_one(name: str, size: tuple[int, int, int], dtype: str, device: str, rounds: int, *, again: bool = False) -> dict[str, Any]:
+    """A contestant by itself: memory first, because a process's peak never falls; then its error, then its times; `again`: times only."""
     try:
         trial = Trial(name, size, getattr(torch, dtype), device)
-        if device == "cuda":
+        if again or device == "cuda":
             trial.once()  # compiles; on a CPU it would raise the peak
-        peak = trial.memory()
-        errors = trial.errors()
-        return {"name": name, "size": size, "seconds": [trial.once() for _ in range(rounds)], "peak": peak, "errors": errors}
+        found: dict[str, Any] = {"name": name, "size": size}
+        if not again:
+            found |= {"peak": trial.memory(), "errors": trial.errors()}
+        return found | {"seconds": [trial.once() for _ in range(rounds)]}
     except torch.OutOfMemoryError:
         return {"name": name, "size": size, "failure": "out of memory"}
     except Exception as error:  # a library that is not there, or not for this device: the others go on
@@ -169,7 +170,8 @@ def measure(names: Sequence[str], size: tuple[int, int, int], dtype: str, device
             before = found.get(name)
             if before and "failure" in before:
                 continue
-            own = try_one(name, size, dtype, device, rounds) if device == "cuda" else apart(name, size, dtype, device, rounds)
+            run = try_one if device == "cuda" else apart
+            own = run(name, size, dtype, device, rounds, again=before is not None)
             if before and "failure" not in own:
                 before["seconds"] += own["seconds"]
             else:
@@ -180,11 +182,11 @@ def measure(names: Sequence[str], size: tuple[int, int, int], dtype: str, device
     return list(found.values())
 
 
-def apart(name: str, size: tuple[int, int, int], dtype: str, device: str, rounds: int) -> dict[str, Any]:
+def apart(name: str, size: tuple[int, int, int], dtype: str, device: str, rounds: int, *, again: bool = False) -> dict[str, Any]:
     """In a process of its own, whose peak is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(try_one, name, size, dtype, device, rounds).result()
+            return pool.submit(try_one, name, size, dtype, device, rounds, again=again).result()
         except Exception as error:  # killed, most likely for memory
             return {"name": name, "size": size, "failure": f"its process ended: {error}"}
 

@@ -87,6 +87,7 @@ def gpu() -> "torch.device":
     import torch
 
     if torch.cuda.is_available():
+        torch._dynamo.config.recompile_limit = 64  # tests of many models share a process, which would fall back to uncompiled kernels
         return torch.device("cuda")
     if os.environ.get("PREFOPT_REHEARSE"):
         return torch.device("cpu")

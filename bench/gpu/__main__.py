@@ -174,11 +174,14 @@ def run_command(command: Sequence[str], output: Path, limit_s: float) -> str:
 
 
 def end_with_all(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and what it has started, some of which are in sessions of their own."""
+    """End the process and what it has started, some of which are in sessions of their own.
+
+    As Ctrl-C does, because pytest then writes down what it has until then.
+    """
     if process.poll() is not None:
         return
     own = descendants(process.pid)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=GRACE_S)
     except subprocess.TimeoutExpired:
@@ -265,4 +268,6 @@ def read(files: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended
+    # A script's background process is born deaf to it, and so would be the steps.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

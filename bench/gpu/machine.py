@@ -18,8 +18,6 @@ PACKAGES = (
     *("torch", "triton", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "liger-kernel", "cut-cross-entropy"),
     *("pydantic", "cyclopts", "numpy"),
 )
-    ["torch", "triton", "transformers", "accelerate", "peft", "datasets", "trl", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "pydantic", "cyclopts", "numpy"]
-)
 SECONDS = 1.0
 
 

@@ -94,7 +94,7 @@ def test_flash_over_several_blocks(
 @pytest.mark.parametrize(("softcap", "sinks"), [(0.7, False), (None, True), (0.7, True)], ids=["softcap", "sinks", "both"])
 @pytest.mark.parametrize("window", [None, 8])
 def test_flex_backward(gpu: torch.device, softcap: float | None, sinks: bool, window: int | None, record_property: Record):
-    check(gpu, torch.bfloat16, FORESTS["several"], record_property, size=32, softcap=softcap, sinks=sinks, window=window)
+    check(gpu, torch.bfloat16, FORESTS["several"], record_property, size=64, softcap=softcap, sinks=sinks, window=window)
 
 
 @pytest.mark.parametrize("options", [{"softcap": 0.7, "window": 100}, {"sinks": True}], ids=["softcap", "sinks"])
