@@ -121,7 +121,7 @@ BARS: Sequence[Bar] = (
     Bar("1.5B: share of the measured bf16 rate", "45 %", "versus-1.5b", matrix_share),
     Bar("7B, LoRA of rank 16 on bf16 weights: peak", "below 24 GB", "memory-7b", peak_below(24.0)),
     Bar("7B, LoRA of rank 16 on 4-bit weights: peak", "below 12 GB", "memory-7b-4bit", peak_below(12.0)),
-    Bar("0.5B, the head against others' at real sizes", "reported", "head", heads),
+    Bar("language-model head against others'", "reported", "head", heads),
     Bar("0.5B, torch.compile of norms and feed-forward parts", "reported", "compile", compiled),
     Bar("0.5B, activations in main memory", "reported", "offload", with_setting),
     Bar("0.5B, AdamW with 8-bit states", "reported", "adamw8bit", with_setting),
@@ -171,6 +171,7 @@ def table(records: Records, *, title: str, command: str) -> str:
     """Everything as Markdown."""
     lines = [f"# {title}", "", f"    {command}", "", "| what | bar | measured |", "|---|---|---|"]
     lines += [f"| {what} | {bar} | {text} |" for what, bar, text in rows(records)]
+    lines += ["", "The bars were set for an H200."]
     if not records:
         lines += ["", "No GPU was available. `bench/gpu.sh` measures every row; bench/README.md says how."]
         return "\n".join(lines) + "\n"

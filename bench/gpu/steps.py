@@ -188,7 +188,7 @@ STEPS: Sequence[Step] = (
         1,
         "GPU against CPU: attention, architectures, losses of a run, going on to the bit",
         150,
-        correct("correct", f"not ({FLEX})", "llama or losses or flash_over"),
+        correct("correct", REST, "llama or losses or over"),
     ),
     Step("versus-0.5b", 1, "0.5B in full against TRL as it comes and at its best", 170, versus("versus-0.5b", "0.5b", SIDES, *MODES)),
     Step("versus-1.5b", 1, "1.5B in full against TRL as it comes and at its best", 230, versus("versus-1.5b", "1.5b", SIDES, *MODES)),
