@@ -154,8 +154,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
     plan = layout.varlen()
     out = varlen_attn(
         query.transpose(0, 1).contiguous(),
-        _for_flash(key, query.shape[0])[plan.keys_K],
-        _for_flash(value, query.shape[0])[plan.keys_K],
+        _for_flash(key, plan.keys_K, query.shape[0]),
+        _for_flash(value, plan.keys_K, query.shape[0]),
         plan.query_offsets,
         plan.key_offsets,
         plan.max_queries,
@@ -167,9 +167,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
     return out
 
 
-def _for_flash(row: Tensor, num_heads: int) -> Tensor:
-    """[G, T, E] -> [T, H, E]. Key heads are repeated: the grouped call is not in all supported versions of torch."""
-    return row.transpose(0, 1).repeat_interleave(num_heads // row.shape[0], dim=1)
+def _for_flash(row: Tensor, places_K: Tensor, num_heads: int) -> Tensor:
+    """[G, T, E] -> [K, H, E]: the keys of all stretches. Key heads are repeated, because the grouped call is not in all supported
+    versions of torch; after they are gathered, so that less is gathered."""
+    return row.transpose(0, 1)[places_K].repeat_interleave(num_heads // row.shape[0], dim=1)
 
 
 def _flex(
