@@ -62,7 +62,7 @@ class Steps:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        value = float(loss)
+        value = float(loss.detach())
         self.wait()
         return time.perf_counter() - began, value
 

@@ -9,7 +9,7 @@ import torch
 from tests.models.architectures import ARCHITECTURES, dpo_losses, gradients_of, head_of, pairs, plain_loss, relative_differences, tiny_model
 
 from prefopt.engine.batch import pack
-from prefopt.models.policy import Policy, on_device
+from prefopt.models.policy import Policy, on_device, set_attention
 from prefopt.models.proof import prove
 
 pytestmark = pytest.mark.gpu
@@ -24,6 +24,9 @@ WIDE: dict[str, dict[str, Any]] = {
 CHOSEN = (
     "llama qwen2 qwen3 gemma2 gemma3_text gpt_oss mistral cohere2 phi deepseek_v3 qwen3_moe bloom llama4_text qwen3_next qwen3_5_text lfm2"
 )
+IN_FLOAT32 = "gpt_oss deepseek_v3 qwen3_moe qwen3_next"
+"""Mixtures of experts, whose products torch does not have in float64."""
+
 EXACT = 1e-4
 """Relative difference allowed in float32: a GPU adds up in another order than a CPU, and its exponentials differ in the last bit."""
 
@@ -47,7 +50,7 @@ def distances(loss: torch.Tensor, gradients: dict[str, torch.Tensor], exact: tor
 
 @pytest.mark.parametrize("name", CHOSEN.split())
 def test_an_architecture(gpu: torch.device, name: str, record_property: Callable[[str, object], None]):
-    reference = tiny_model(name, dtype=torch.float64, **WIDE.get(name, {}))
+    reference = tiny_model(name, dtype=torch.float32 if name in IN_FLOAT32 else torch.float64, **WIDE.get(name, {}))
     exact = plain_loss(reference)
     expected = gradients_of(reference, exact)
 
@@ -65,6 +68,7 @@ def test_an_architecture(gpu: torch.device, name: str, record_property: Callable
     assert found.loss < EXACT
     assert worst < 10 * EXACT
 
+    set_attention(model, None)
     with torch.autocast(gpu.type, dtype=torch.bfloat16):
         plain = plain_loss(model)
         noise = distances(plain, gradients_of(model, plain), exact, expected)
