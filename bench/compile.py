@@ -81,7 +81,9 @@ def micro_batches(number: int, vocabulary: int, max_tokens: int) -> list[list[Pr
         while True:
             tree = lengths[int(rng.integers(len(lengths)))]
             if sum(other.num_tokens for other in own) + tree.num_tokens > max_tokens:
-                break
+                if own:
+                    break
+                continue  # longer than a whole micro-batch
             parts = [
                 token_ids(rng.integers(0, vocabulary, count)) for count in (len(tree.prompt_ids), *(len(c.ids) for c in tree.completions))
             ]

@@ -64,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         spec = prepared(given, work)
+        known_rounds = len(known["runs"]) // len(WAYS)
         for number in range(given.rounds):
-            for way in list(WAYS)[number % 3 :] + list(WAYS)[: number % 3]:  # each way is first once
+            first = (known_rounds + number) % len(WAYS)  # each way begins a round in turn
+            for way in [*list(WAYS)[first:], *list(WAYS)[:first]]:
                 found = one_run(way, spec, given.threads, work)
                 known["runs"].append(found)
                 print(f"{way}: " + (found.get("failure") or f"{found['pairs_per_second']:.3g} pairs/s"), flush=True)

@@ -143,6 +143,8 @@ def longest(records: Records) -> tuple[str, str, str]:
         known = [f"{side} {own['longest']:,} tokens" for side, own in sides.items() if own]
         return what, bar, ", ".join([*known, NOT_MEASURED])
     own, theirs = (sides[side]["longest"] for side in ("prefopt", "trl"))  # type: ignore[index]
+    if any((records[f"longest-{side}"].get("device")) == "cpu" for side in sides):
+        return what, bar, f"{NOT_MEASURED}; rehearsed: {own:,} against {theirs:,} tokens"
     return what, bar, f"{own:,} against {theirs:,} tokens{verdict(own >= theirs)}"
 
 
@@ -156,7 +158,9 @@ def rows(records: Records) -> list[tuple[str, str, str]]:
     for bar in BARS:
         record = records.get(bar.step)
         read = bar.read(record["found"]) if record and record.get("found") else None
-        if read is not None:
+        if record and read is not None and record.get("device") == "cpu":
+            text = f"{NOT_MEASURED}; rehearsed: {read[0]}"
+        elif read is not None:
             text = read[0] + verdict(read[1])
         elif record:
             text = f"{NOT_MEASURED} ({record['outcome']})"

@@ -73,6 +73,12 @@ def test_bars_are_met_or_not():
     assert rows["0.5B: pairs/s against TRL's best"] == bars.NOT_MEASURED
 
 
+def test_a_rehearsal_is_no_measurement():
+    record = {"outcome": "done", "device": "cpu", "found": {"contestants": [entry("prefopt", peak=1e9)]}}
+    rows = {what: text for what, _, text in bars.rows({"memory-7b": record})}
+    assert rows["7B, LoRA of rank 16 on bf16 weights: peak"] == "not measured; rehearsed: 1.0 GB allocated"
+
+
 def test_a_step_without_a_result_says_how_it_ended():
     record = {"outcome": "ended at its limit of 9 s", "seconds": 9.0, "found": None}
     rows = {what: text for what, _, text in bars.rows({"compile": record})}

@@ -52,6 +52,7 @@ def test_a_head_that_is_not_there_is_listed_with_the_reason():
 def test_compiling_starts_from_the_same_model():
     trees = micro_batches(1, 4096, 300)[0]
     assert sum(tree.num_tokens for tree in trees) <= 300
+    assert all(micro_batches(20, 4096, 120))
     sides = [Steps("1m", torch.device("cpu"), None, compiled=False) for _ in range(2)]
     losses = [side.step(trees)[1] for side in sides]
     assert losses[0] == losses[1]
