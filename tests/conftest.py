@@ -28,6 +28,7 @@ hypothesis_settings.register_profile("prefopt", deadline=None, max_examples=50, 
 hypothesis_settings.load_profile("prefopt")
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MakeModel = Callable[..., "PreTrainedModel"]
@@ -78,6 +79,19 @@ def tokenizer() -> "PreTrainedTokenizerFast":
 def chat_tokenizer() -> "PreTrainedTokenizerFast":
     """The same tokenizer with a chat template; a turn ends in <end>."""
     return _tokenizer(CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> "torch.device":
+    """What tests marked `gpu` run on: the GPU, or with PREFOPT_REHEARSE the CPU, so that they are known to run before there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch._dynamo.config.recompile_limit = 64  # tests of many models share a process, which would fall back to uncompiled kernels
+        return torch.device("cuda")
+    if os.environ.get("PREFOPT_REHEARSE"):
+        return torch.device("cpu")
+    pytest.skip("there is no GPU here; PREFOPT_REHEARSE=1 runs it on the CPU")
 
 
 def _model(architecture: str, seed: int, config: dict[str, Any]) -> "PreTrainedModel":

@@ -149,7 +149,7 @@ def prepare(plan: Plan, names: Sequence[str]) -> tuple[Path, dict[str, Workload]
     made = {}
     for name in dict.fromkeys(names):
         candidates, branches = workloads.rows_for(
-            name, needed, tokenizer, seed=plan.seed, data=plan.data, lengths=plan.lengths, sizes=plan.sizes
+            name, needed, tokenizer, seed=plan.seed, data=plan.data, lengths=plan.lengths, sizes=plan.sizes, max_length=plan.max_length
         )
         folder = plan.work / f"data-{name}"
         made[name] = workloads.choose_rows(name, candidates, needed, branches, folder, tokenizer, max_length=plan.max_length)

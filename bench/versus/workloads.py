@@ -192,6 +192,7 @@ def rows_for(
     data: Path | None,
     lengths: Path | None,
     sizes: tuple[int | None, int | None],
+    max_length: int,
 ) -> tuple[list[Row], int]:
     """Rows to choose from, in random order, and how many completions an example has.
 
@@ -202,6 +203,10 @@ def rows_for(
         seed: of the draw.
         data, lengths: folder of real data; file of lengths.
         sizes: tokens of prompt and completion of made-up workloads, in place of their own; None: their own.
+        max_length: longest prompt with completion: longer ones of a file of lengths are not drawn.
+
+    Raises:
+        UsageError: data or lengths are not there, or none of the lengths fits.
     """
     rng = random.Random(seed)
     if name in REAL:
@@ -210,7 +215,10 @@ def rows_for(
         rng.shuffle(rows)
         return rows, 2
     if name == "lengths":
-        known = lengths_in_file(lengths)
+        # A completion is at least a word and the token that ends it: what is shorter would be a blank answer.
+        known = [(prompt, both) for prompt, both in lengths_in_file(lengths) if min(both) >= 2 and prompt + max(both) <= max_length]
+        if not known:
+            raise UsageError(f"none of the lengths in {lengths} fits within {max_length} tokens. Give a larger --max-length.")
         return made_rows(rng.choices(known, k=needed), tokenizer, seed=seed), 2
     own_prompt, own_completion, branches = MADE[name]
     prompt, completion = sizes[0] or own_prompt, sizes[1] or own_completion

@@ -322,10 +322,13 @@ class OnGpu(Tensor):
     [
         ("_varlen", torch.bfloat16, 8, 8, {}),
         ("_varlen", torch.float16, 256, 256, {"sliding_window": 5}),
-        ("_flex", torch.bfloat16, 8, 8, {"softcap": 30.0}),
-        ("_flex", torch.bfloat16, 8, 8, {"s_aux": torch.zeros(2)}),
-        ("_flex", torch.bfloat16, 8, 4, {}),  # flash takes one size for both
+        ("_flex", torch.bfloat16, 16, 16, {"softcap": 30.0}),
+        ("_flex", torch.bfloat16, 16, 16, {"s_aux": torch.zeros(2)}),
+        ("_flex", torch.bfloat16, 24, 16, {}),  # flash takes one size for both
         ("_flex", torch.bfloat16, 288, 288, {}),  # and 256 at most
+        ("_flex", torch.bfloat16, 20, 20, {}),  # and multiples of 8
+        ("_per_tree", torch.bfloat16, 8, 8, {"softcap": 30.0}),  # flex takes no heads below 16
+        ("_per_tree", torch.bfloat16, 24, 8, {}),
         ("_per_tree", torch.float32, 8, 8, {}),
         ("_per_tree", torch.float32, 8, 8, {"softcap": 30.0}),
     ],
@@ -347,6 +350,33 @@ def test_which_implementation_runs_on_a_gpu(
     query, key, value = (torch.zeros(1, 2, 9, width, dtype=dtype).as_subclass(OnGpu) for width in (size, size, value_size))
     tree_attention(nn.Identity(), query, key, value, None, tree_layout=layout_of([(3, (4, 2))]), **options)  # type: ignore[arg-type]
     assert called == [expected]
+
+
+def test_under_autocast_on_a_gpu_float32_queries_beside_bf16_values_take_the_fast_way(monkeypatch: pytest.MonkeyPatch):
+    """So they come from every layer: position embeddings are float32."""
+    seen: list[torch.dtype] = []
+
+    def run(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+        seen.extend((query.dtype, key.dtype, value.dtype))
+        return query.transpose(0, 1)
+
+    monkeypatch.setattr(attention, "_varlen", run)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
+    query, key = (torch.zeros(1, 2, 9, 8).as_subclass(OnGpu) for _ in range(2))
+    value = torch.zeros(1, 2, 9, 8, dtype=torch.bfloat16).as_subclass(OnGpu)
+    out, _ = tree_attention(nn.Identity(), query, key, value, None, tree_layout=layout_of([(3, (4, 2))]))
+    assert [*seen, out.dtype] == [torch.bfloat16] * 4
+
+
+def test_on_a_cpu_attention_is_float32_at_least_and_gives_back_what_the_values_were():
+    exact = [torch.randn(1, 2, 9, 8, dtype=torch.bfloat16) for _ in range(3)]
+    layout = layout_of([(3, (4, 2))])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = tree_attention(nn.Identity(), *exact, None, tree_layout=layout)
+    expected, _ = tree_attention(nn.Identity(), *(row.double() for row in exact), None, tree_layout=layout)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected.bfloat16())  # nothing is rounded on the way
 
 
 @pytest.mark.parametrize(("window", "passed_on"), [(None, None), (6, 6), (7, None), (100, None)])

@@ -12,7 +12,7 @@ from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.layout import ForkLayout
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
-from prefopt.training.cut import cut, needed_positions
+from prefopt.training.cut import cut, num_positions
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -82,7 +82,7 @@ def test_a_batch_holds_what_padding_takes():
         sizes = [pack(micro_batch.trees, sharing=sharing).num_tokens for micro_batch in plan]
         assert max(sizes) <= 40
         assert len(sizes) > 1
-        assert needed_positions(TREES[1], sharing) == pack([TREES[1]], sharing=sharing).num_tokens
+        assert num_positions([TREES[1]], sharing) == pack([TREES[1]], sharing=sharing).num_tokens
 
 
 def test_a_run_gives_the_same_losses(model_folder: Callable[..., Path], tmp_path: Path):

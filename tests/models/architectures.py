@@ -202,13 +202,15 @@ def pairs() -> tuple[PromptTree, ...]:
 
 def dpo_losses(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
     """−log σ(β·Δ) against the uniform distribution, per pair."""
-    uniform_BC = torch.tensor([[-len(completion.ids) * log(VOCABULARY) for completion in tree.completions] for tree in pairs()])
+    uniform_BC = torch.tensor(
+        [[-len(completion.ids) * log(VOCABULARY) for completion in tree.completions] for tree in pairs()], device=chosen_B.device
+    )
     return -logsigmoid(BETA * ((chosen_B - uniform_BC[:, 0]) - (rejected_B - uniform_BC[:, 1])))
 
 
 def plain_logps(model: PreTrainedModel | PeftModel, tree: PromptTree, completion: Completion) -> Tensor:
     """Summed log-probability by the model's own forward: one row, no padding, no engine."""
-    input_ids = torch.tensor([[*tree.prompt_ids.tolist(), *completion.ids.tolist()]])
+    input_ids = torch.tensor([[*tree.prompt_ids.tolist(), *completion.ids.tolist()]], device=model.device)
     logits_TV = model(input_ids=input_ids, use_cache=False).logits[0].to(torch.promote_types(model.dtype, torch.float32))
     predicting = slice(len(tree.prompt_ids) - 1, -1)
     targets = input_ids[0, len(tree.prompt_ids) :]

@@ -1,13 +1,16 @@
 """The cut of a step into micro-batches."""
 
+import math
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.engine.batch import pack
+from prefopt.engine.batch import Sharing, pack
 from prefopt.errors import RunError
-from prefopt.training.cut import cut
+from prefopt.training.cut import PASS, cut, num_positions
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -56,3 +59,35 @@ def test_plain_batches_hold_similar_lengths():
 def test_an_example_too_large_is_named():
     with pytest.raises(RunError, match=r"file:7 takes 120 tokens.*max_tokens = 100.*Raise max_tokens to 120"):
         cut([tree(60, 30, 30, row="file:7")], max_tokens=100, sharing="flat")
+
+
+@pytest.mark.parametrize("sharing", ["fork", "plain"])
+def test_padded_batches_are_shared_out_evenly(sharing):
+    """Eight examples as long as can be beside 56 short ones fit into two batches; four processes get one each of like size."""
+    trees = [tree(20, length, length) for length in [60] * 8 + [20] * 56]
+    plan = cut(trees, max_tokens=8192, sharing=sharing, num_processes=4)
+    loads = [sum(pack(batch.trees, sharing=sharing).num_tokens for batch in part) for part in plan]
+    assert all(batch.counts for part in plan for batch in part)
+    assert max(loads) <= 1.1 * sum(loads) / len(loads)
+
+
+@pytest.mark.parametrize("sharing", ["plain", "fork"])
+def test_no_other_cut_between_neighbours_by_length_costs_less(sharing: Sharing):
+    lengths = [(30, 5), (90, 40), (200, 80), (31, 6), (420, 10), (60, 300), (95, 41), (210, 90)]
+    trees = [tree(prompt, length, length + 1) for prompt, length in lengths]
+    by_length = sorted(trees, key=lambda tree: -tree.longest)
+
+    def costs(borders: tuple[int, ...]) -> float:
+        edges = (0, *borders, len(trees))
+        sizes = [num_positions(by_length[start:end], sharing) for start, end in pairwise(edges)]
+        return sum(sizes) + PASS * len(sizes) if max(sizes) <= 1500 else math.inf
+
+    every = [borders for count in range(len(trees)) for borders in combinations(range(1, len(trees)), count)]
+    found = cut(trees, max_tokens=1500, sharing=sharing)[0]
+    assert sum(num_positions(batch.trees, sharing) + PASS for batch in found) == min(map(costs, every))
+
+
+def test_examples_of_one_length_stay_together_as_long_as_they_fit():
+    trees = [tree(10, 20, 20) for _ in range(24)]
+    assert [len(batch.trees) for batch in cut(trees, max_tokens=10_000, sharing="plain")[0]] == [24]
+    assert sorted(len(batch.trees) for batch in cut(trees, max_tokens=600, sharing="plain")[0]) == [4, 10, 10]

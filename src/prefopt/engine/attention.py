@@ -7,7 +7,8 @@ forward (`tree_layout`), so that recomputation under gradient checkpointing sees
 Three implementations, one meaning:
     per tree     scaled_dot_product_attention for each stretch: CPU, and float32 on a GPU
     varlen       one flash-attention call for the whole row, prompt keys gathered per completion: CUDA in half precision
-    flex         FlexAttention with a block mask: CUDA where a model caps its scores or has attention sinks
+    flex         FlexAttention with a block mask: CUDA where a model caps its scores, has attention sinks, or heads of a width that
+                 flash attention does not take
 
 Shapes: H query heads, G key heads, T tokens of the row, E head size, Q and K tokens of a stretch.
 """
@@ -25,6 +26,9 @@ from prefopt.engine.layout import FlatLayout
 
 TREE_ATTENTION = "prefopt_tree"
 """The name under which transformers knows it: `model.set_attn_implementation(TREE_ATTENTION)`."""
+
+SMALLEST_FLEX = 16
+"""FlexAttention refuses heads that are narrower on CUDA; only toy models have them."""
 
 
 def tree_attention(
@@ -68,16 +72,31 @@ def tree_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sliding_window is not None and sliding_window >= tree_layout.longest_branch:
         sliding_window = None
-    arguments = (query[0], key[0], value[0], tree_layout, scale, sliding_window)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        if softcap is not None or s_aux is not None or value.shape[-1] != query.shape[-1] or query.shape[-1] > 256:
-            out = _flex(*arguments, softcap, s_aux)
-        else:
-            out = _varlen(*arguments)
+    dtype = compute_dtype(query)
+    rows = (query[0].to(dtype), key[0].to(dtype), value[0].to(dtype))
+    arguments = (*rows, tree_layout, scale, sliding_window)
+    sizes = (query.shape[-1], value.shape[-1])
+    half = query.is_cuda and dtype in (torch.float16, torch.bfloat16)
+    if half and softcap is None and s_aux is None and sizes[0] == sizes[1] and sizes[0] <= 256 and sizes[0] % 8 == 0:
+        out = _varlen(*arguments)
+    elif half and min(sizes) >= SMALLEST_FLEX:
+        out = _flex(*arguments, softcap, s_aux)
     else:
         with torch.autocast(query.device.type, enabled=False):  # it would take each stretch back to bf16
             out = _per_tree(*arguments, softcap, s_aux)
-    return out[None], None
+    return out[None].to(value.dtype), None
+
+
+def compute_dtype(query: Tensor) -> torch.dtype:
+    """What attention computes in, whatever the layer hands over.
+
+    On a GPU what autocast says: position embeddings are float32 there, so that queries come as float32 and values as bf16, and the
+    fast kernels take neither the one nor both. On a CPU float32 at least: exacter than bf16 and twice as fast, because its bf16
+    kernels are written anew for every length (docs/experiments.md).
+    """
+    if query.is_cuda:
+        return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    return torch.promote_types(query.dtype, torch.float32)
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
@@ -93,13 +112,7 @@ def _per_tree(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion.
-
-    Always in float32: on a CPU that is exacter than bf16 and takes half of its time, because bf16 kernels are written anew for
-    every length (docs/experiments.md).
-    """
-    given = value.dtype
-    query, key, value = (row.to(torch.promote_types(row.dtype, torch.float32)) for row in (query, key, value))
+    """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
     # Split once: slicing the row per tree would fill a gradient of the whole row with zeros for every slice.
     stretches = zip(*(row.split(layout.stretches, dim=1) for row in (query, key, value)), strict=True)
     pieces: list[Tensor] = []
@@ -113,7 +126,7 @@ def _per_tree(
             mask = layout.later_branch_mask(span.prompt, length, window, query.dtype)
             keys, values = torch.cat([prompt_keys, keys], dim=1), torch.cat([prompt_values, values], dim=1)
             pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout))
-    return torch.cat(pieces, dim=1).transpose(0, 1).to(given)
+    return torch.cat(pieces, dim=1).transpose(0, 1)
 
 
 def _stretch(
@@ -156,8 +169,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
     plan = layout.varlen()
     out = varlen_attn(
         query.transpose(0, 1).contiguous(),
-        _for_flash(key, query.shape[0])[plan.keys_K],
-        _for_flash(value, query.shape[0])[plan.keys_K],
+        _for_flash(key, plan.keys_K, query.shape[0]),
+        _for_flash(value, plan.keys_K, query.shape[0]),
         plan.query_offsets,
         plan.key_offsets,
         plan.max_queries,
@@ -169,9 +182,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: FlatLayout, scale
     return out
 
 
-def _for_flash(row: Tensor, num_heads: int) -> Tensor:
-    """[G, T, E] -> [T, H, E]. Key heads are repeated: the grouped call is not in all supported versions of torch."""
-    return row.transpose(0, 1).repeat_interleave(num_heads // row.shape[0], dim=1)
+def _for_flash(row: Tensor, places_K: Tensor, num_heads: int) -> Tensor:
+    """[G, T, E] -> [K, H, E]: the keys of all stretches. Key heads are repeated, because the grouped call is not in all supported
+    versions of torch; after they are gathered, so that less is gathered."""
+    return row.transpose(0, 1)[places_K].repeat_interleave(num_heads // row.shape[0], dim=1)
 
 
 def _flex(

@@ -4,7 +4,8 @@ Every process makes the same plan and takes its part. All get the same number of
 numbers); where there is nothing left to do, a micro-batch repeats an example with weight zero.
 
 Flat rows are filled by size, largest first, into the emptiest row, which keeps rows even. Plain and forked batches take
-examples of similar length, because the longest one sets the width of all.
+examples of similar length, because the longest one sets the width of all; for several processes the borders between them are
+drawn where the largest batch is smallest. `python bench/packing.py` measures how even that is.
 """
 
 from collections.abc import Sequence
@@ -47,17 +48,27 @@ def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_p
         RunError: an example alone is larger than `max_tokens`.
     """
     check_fits(trees, max_tokens=max_tokens, sharing=sharing)
-    groups = _fill_rows(trees, max_tokens, num_processes) if sharing == "flat" else _similar_lengths(trees, max_tokens, sharing)
-    groups.sort(key=lambda group: -sum(cost(trees[index], sharing) for index in group))
-    plan: list[list[MicroBatch]] = [[] for _ in range(num_processes)]
-    for place, group in enumerate(groups):
-        turn, process = divmod(place, num_processes)
-        process = process if turn % 2 == 0 else num_processes - 1 - process  # there and back, so that no process gets the largest each time
-        places = tuple(sorted(group))
-        plan[process].append(MicroBatch(tuple(trees[index] for index in places), places))
+    if sharing == "flat":
+        groups = _fill_rows(trees, max_tokens, num_processes)
+    else:
+        groups = _similar_lengths(trees, max_tokens, sharing, num_processes)
+    plan = [
+        [MicroBatch(tuple(trees[index] for index in places), places) for places in (tuple(sorted(group)) for group in part)]
+        for part in _share_out(groups, [num_positions([trees[index] for index in group], sharing) for group in groups], num_processes)
+    ]
     most = max(len(part) for part in plan)
     spare = MicroBatch((min(trees, key=lambda tree: cost(tree, sharing)).with_weight(0.0),), places=())
     return [part + [spare] * (most - len(part)) for part in plan]
+
+
+def num_positions(trees: Sequence[PromptTree], sharing: Sharing) -> int:
+    """Positions that a forward pass over these examples computes, padding included."""
+    if sharing == "flat":
+        return sum(tree.num_tokens for tree in trees)
+    size = Padded(sharing)
+    for tree in trees:
+        size = size.with_tree(tree)
+    return size.num_positions
 
 
 def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing) -> None:
@@ -67,7 +78,7 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
         RunError: names the first one that does not, and the setting to change.
     """
     for tree in trees:
-        needed = needed_positions(tree, sharing)
+        needed = num_positions([tree], sharing)
         if needed > max_tokens:
             raise RunError(
                 f"example {tree.row_id} takes {needed} tokens, and a micro-batch may hold max_tokens = {max_tokens}. "
@@ -75,9 +86,16 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
             )
 
 
-def needed_positions(tree: PromptTree, sharing: Sharing) -> int:
-    """Positions of a micro-batch that holds this example alone."""
-    return Padded(sharing).with_tree(tree).num_positions if sharing != "flat" else tree.num_tokens
+def _share_out(groups: Sequence[list[int]], sizes: Sequence[int], num_processes: int) -> list[list[list[int]]]:
+    """Groups to processes, largest first and there and back, so that no process gets the larger one each time.
+
+    So the processes' n-th groups are of like size too, which is what FSDP2 waits for: it meets in every forward pass.
+    """
+    shared: list[list[list[int]]] = [[] for _ in range(num_processes)]
+    for place, index in enumerate(sorted(range(len(groups)), key=lambda index: -sizes[index])):
+        turn, process = divmod(place, num_processes)
+        shared[process if turn % 2 == 0 else num_processes - 1 - process].append(groups[index])
+    return shared
 
 
 def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int) -> list[list[int]]:
@@ -134,10 +152,64 @@ class Padded:
         )
 
 
-def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int, sharing: Sharing) -> list[list[int]]:
+MOST_EVENED = 8
+"""Micro-batches of a process beyond which their borders are left as they fall: so many even out by themselves, and a whole data
+set (the reference pass) would take long."""
+
+
+def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int, sharing: Sharing, num_processes: int) -> list[list[int]]:
+    """Neighbours by length together, in as many groups as fit, and as can be shared out evenly where there are few."""
+    longest_first = sorted(range(len(trees)), key=lambda index: (-trees[index].longest, index))
+    cheapest = _cheapest(trees, longest_first, max_tokens, sharing)
+    if num_processes == 1 or len(cheapest) > MOST_EVENED * num_processes:
+        return cheapest
+    fewest = _neighbours(trees, longest_first, max_tokens, sharing)
+    most_groups = -(-len(fewest) // num_processes) * num_processes
+    # The smallest limit that needs no more groups: it makes the largest of them, for which all wait, as small as can be.
+    low, high = max(num_positions([tree], sharing) for tree in trees), max_tokens
+    groups = fewest
+    while low <= high:
+        middle = (low + high) // 2
+        tried = _neighbours(trees, longest_first, middle, sharing)
+        if len(tried) <= most_groups:
+            groups, high = tried, middle - 1
+        else:
+            low = middle + 1
+    return groups
+
+
+PASS = 256
+"""What a forward and backward pass costs beside its positions, in positions: reading and converting weights, starting kernels.
+Between what a small model takes on a CPU (some 50) and a large one on a GPU (some 1,000)."""
+
+
+def _cheapest(trees: Sequence[PromptTree], longest_first: Sequence[int], max_tokens: int, sharing: Sharing) -> list[list[int]]:
+    """Neighbours by length, cut where padding and passes together cost least.
+
+    best(e) = min over b < e of best(b) + positions(b..e) + PASS, where positions(b..e) is at most `max_tokens`.
+    """
+    best, begin = [0], [0]
+    for end in range(1, len(longest_first) + 1):
+        size, costs = Padded(sharing), []
+        for start in range(end - 1, -1, -1):
+            size = size.with_tree(trees[longest_first[start]])
+            if size.num_positions > max_tokens:
+                break
+            costs.append((best[start] + size.num_positions + PASS, start))
+        least, start = min(costs)
+        best.append(least)
+        begin.append(start)
+    groups, end = [], len(longest_first)
+    while end:
+        groups.append(list(longest_first[begin[end] : end]))
+        end = begin[end]
+    return groups[::-1]
+
+
+def _neighbours(trees: Sequence[PromptTree], longest_first: Sequence[int], max_tokens: int, sharing: Sharing) -> list[list[int]]:
     groups: list[list[int]] = []
     size = Padded(sharing)
-    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].longest, index)):
+    for index in longest_first:
         size = size.with_tree(trees[index])
         if not groups or size.num_positions > max_tokens:
             groups.append([])

@@ -20,7 +20,7 @@ from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
-from prefopt.training.cut import needed_positions
+from prefopt.training.cut import num_positions
 from prefopt.training.examples import needed_trees
 from prefopt.training.group.processes import Processes, join
 from prefopt.training.group.sharding import is_cut, saved_weights, wrap
@@ -157,7 +157,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     )
     with explained():
         ready = prepare(method, settings, memory, processes, narrator)
-    with explained(longest=max(needed_positions(tree, ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))):
+    with explained(longest=max(num_positions([tree], ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))):
         runner = _runner(method, ready, checkpoint, processes, book, again)
         if (summary := runner.done_before()) is not None:
             narrator.say(f"this run has finished before, and stays as it is: {folder.path}")
