@@ -103,9 +103,8 @@ def merge(settings: MergeSettings, *, say: Say = print) -> MergeResult:
         shutil.rmtree(draft, ignore_errors=True)
     for line in [*check_lines(comparison), *loss_lines(comparison, change, settings.precision)]:
         say(line)
-    if doubt := base_warning(
-        source.base, moved, in_4bit=source.trained.in_4bit
-    ):  # behind the figures, which compare with this very base and so look well
+    # Behind the figures, which compare with this very base and so look well.
+    if doubt := base_warning(source.base, moved, in_4bit=source.trained.in_4bit):
         say(f"WARNING: {doubt} Give that model with --model, and --overwrite to replace this one.")
     say(f"model: {out}")
     return MergeResult(out, comparison, change)

@@ -52,8 +52,8 @@ def four_bit_sentence(moved: float | None) -> str:
     """
     far = "" if moved is None else f", whose log-probs are {moved:.2g} nats per token from those that training saw"
     return (
-        "the adapter was trained on its base in 4 bits, and is merged into the base as it is stored, unquantised (merged in 4 bits it would "
-        f"be rounded away){far}."
+        "the adapter was trained on its base in 4 bits, and is merged into the base as it is stored, unquantised (merged in 4 bits "
+        f"it would be rounded away){far}."
     )
 
 

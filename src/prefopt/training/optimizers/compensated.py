@@ -56,7 +56,7 @@ class Compensated(Kind):
         """Moments, compensation, and the number of steps, which the library keeps once for a group."""
         state = optimizer.state[parameter]
         own = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
-        return own | {"step": _group_of(optimizer, parameter)["step"]} if own else {}
+        return own | {"step": _group_of(optimizer, parameter)["step"].clone()} if own else {}
 
     def put(self, optimizer: Optimizer, parameter: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """As they were; a parameter in float32 has no compensation, and the library wants to find something there."""
