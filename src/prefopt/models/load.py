@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.errors import ModelError
-from prefopt.models.policy import no_dropout, on_device, trained_parameters, transformers_logging_at
+from prefopt.models.policy import hold_trained, no_dropout, on_device, transformers_logging_at
 from prefopt.models.quantise import four_bit_arguments, in_4bit, one_arithmetic, refuse_copies, refuse_full
 from prefopt.models.settings import ModelSettings
 
@@ -157,9 +157,7 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         adapter = _existing_adapter(model, adapter_folder)
     elif settings.lora_rank:
         adapter = new_adapter(model, settings, seed)
-    for _, parameter in trained_parameters(model):
-        # Norms are near 1, where even a compensated sum of bf16 is too coarse; and peft leaves modules_to_save in the base's precision.
-        parameter.data = parameter.data.to(precision.trained if parameter.ndim >= 2 else torch.float32)
+    hold_trained(model, precision.trained)  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)

@@ -183,6 +183,8 @@ class MemoryCheck:
             found.append((f"--lora-rank {LORA_RANK}", {"lora_rank": LORA_RANK}, positions, None))
         elif precision_of(settings, self.device).autocast is None:
             found.append(("--precision bf16", {"precision": "bf16"}, positions, None))
+        if trains_adapter(settings) and not settings.load_in_4bit and settings.parallel == "ddp":
+            found.append(("--load-in-4bit on", {"load_in_4bit": True}, positions, None))
         if not settings.gradient_checkpointing:
             found.append(("--gradient-checkpointing on", {"gradient_checkpointing": True}, positions, None))
         if (half := positions // 2) >= settings.max_length:

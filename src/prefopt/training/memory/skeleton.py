@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.models.load import Precision, checkpoint_activations, locate, new_adapter
-from prefopt.models.policy import EnginePath, Policy, no_dropout, plain_head_of, trained_parameters, transformers_logging_at
+from prefopt.models.policy import EnginePath, Policy, hold_trained, no_dropout, plain_head_of, transformers_logging_at
 from prefopt.models.quantise import packed_bytes, to_be_packed
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -166,8 +166,7 @@ def _build(settings: ModelSettings, precision: Precision) -> tuple[PreTrainedMod
         get_peft_model(model, adapter_config)
     elif settings.lora_rank:
         new_adapter(model, settings, seed=0)
-    for _, parameter in trained_parameters(model):
-        parameter.data = parameter.data.to(precision.trained if parameter.ndim >= 2 else torch.float32)
+    hold_trained(model, precision.trained)
     no_dropout(model)
     model.train()
     return model, {id(weight) for weight in packed}

@@ -2,7 +2,7 @@
 
 A bf16 weight of 0.02 moves in steps of 6e-5; an update of 5e-7 alone would be rounded away, every time. Here it is added to a second
 bf16 number, the compensation, and goes over into the weight when enough has come together. Such a pair resolves about 16 bits of
-the weight: so vectors (norms, biases), whose weights are near 1 and few, stay in float32.
+the weight; norms, whose weights are near 1 and few, stay in float32.
 
 Deviations from the default: β₂ = 0.99, because a bf16 second moment times 0.999 is rounded back to itself and would never
 fall again; and weight decay goes through the compensation, because a bf16 weight times 1 − 5e-8 is itself.

@@ -23,7 +23,7 @@ class Kind(ABC):
 
     Attributes:
         name: of the setting's choice.
-        trained: dtype of trained weights of two and more dimensions, and of their gradients.
+        trained: dtype of trained weights and their gradients, but for norms, which are in float32.
         state_bytes: what the optimizer keeps for a trained weight, in bytes.
         state_name: what that is, in words.
         library: that must be installed; None: torch is enough.
