@@ -130,9 +130,12 @@ def test_the_memory_that_it_takes_is_that_of_the_packed_weights(model_folder: Ca
 
 
 def test_it_is_proposed_where_memory_lacks(model_folder: Callable[..., Path]):
-    check = MemoryCheck(DPO(DPOSettings()), settings(model_folder(), lora_rank=4), 1, CPU, Available(1000, "of this machine"))
-    with pytest.raises(RunError, match="--load-in-4bit on: "):
-        check.refuse()
+    def remedies(**given: Any) -> list[str]:
+        check = MemoryCheck(DPO(DPOSettings()), settings(model_folder(), **given), 1, CPU, Available(1000, "of this machine"))
+        return [words for words, *_ in check._remedies(512)]
+
+    assert "--load-in-4bit on" in remedies(lora_rank=4)
+    assert "--load-in-4bit on" not in remedies() + remedies(lora_rank=4, load_in_4bit=True) + remedies(lora_rank=4, parallel="fsdp")
 
 
 def test_the_command_line_from_training_to_one_model(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):

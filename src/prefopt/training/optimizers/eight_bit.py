@@ -4,6 +4,7 @@ Weights and gradients stay in float32, and so do the moments of tensors of less 
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, ClassVar, final
 
 import torch
@@ -29,9 +30,8 @@ class EightBit(Kind):
     def make(self, groups: Groups) -> Optimizer:
         """The library's `AdamW8bit`."""
         self.check_installed()
-        from bitsandbytes.optim import AdamW8bit
-
-        optimizer: Optimizer = AdamW8bit(groups, lr=0.0, betas=BETAS, eps=EPS)
+        library: Any = import_module("bitsandbytes.optim")
+        optimizer: Optimizer = library.AdamW8bit(groups, lr=0.0, betas=BETAS, eps=EPS)
         return optimizer
 
     def made(self, optimizer: object) -> bool:
