@@ -1,5 +1,6 @@
 """What the libraries are told before they work: memory does not grow with every new length of a row."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -46,3 +47,8 @@ def test_the_command_line_sets_it_before_anything_is_loaded(monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     assert main(["--version"]) == 0
     assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT
+
+
+def test_a_kernel_that_nothing_uses_is_not_missed_on_the_terminal():
+    prepare_environment()
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
