@@ -41,7 +41,8 @@ def opening_lines(
         f"model: {settings.model}, {type(loaded.model).__name__}, {total:,} parameters, trains {what}; {precision} on {where}",
         f"engine: {engine}",
         f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
-        f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up), {settings.optim}"
+        f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
+        + ("" if settings.optim == "adamw" else f", {settings.optim}")
         + "".join(f", {name} {value:g}" for name, value in method.settings.model_dump().items() if isinstance(value, float)),
     ]
 
