@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
@@ -22,6 +23,7 @@ from prefopt.models.quantise import (
     FOUR_BITS,
     four_bit_layers,
     in_4bit,
+    kept_in_4bit,
     need_bitsandbytes,
     num_parameters,
     packed_bytes,
@@ -164,6 +166,8 @@ def test_all_weights_cannot_be_trained_in_4_bits(model_folder: Callable[..., Pat
     mine.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="which is kept in 4 bits cannot be trained itself"):
         loaded(tmp_path, lora_rank=0, load_in_4bit=False)
+    assert kept_in_4bit(AutoConfig.from_pretrained(tmp_path))
+    assert not kept_in_4bit(AutoConfig.from_pretrained(model_folder()))
     again = loaded(tmp_path, load_in_4bit=False)  # an adapter on it can
     assert quantisation_of(again.model) == FOUR_BITS
     assert gradients(again.model)

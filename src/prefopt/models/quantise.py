@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import ConfigError, ModelError
@@ -111,6 +111,12 @@ def num_weights(tensor: Tensor) -> int:
 def num_parameters(model: nn.Module) -> int:
     """Weights of a model, however they are held."""
     return sum(map(num_weights, model.parameters()))
+
+
+def kept_in_4bit(config: PreTrainedConfig) -> bool:
+    """Whether a model's folder holds it in four bits already."""
+    found = getattr(config, "quantization_config", None)
+    return isinstance(found, dict) and bool(found.get("load_in_4bit"))
 
 
 def to_be_packed(model: PreTrainedModel) -> list[Tensor]:

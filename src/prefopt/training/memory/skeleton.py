@@ -24,7 +24,7 @@ from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.models.load import Precision, checkpoint_activations, locate, new_adapter
 from prefopt.models.policy import EnginePath, Policy, hold_trained, no_dropout, plain_head_of, transformers_logging_at
-from prefopt.models.quantise import packed_bytes, to_be_packed
+from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -157,7 +157,7 @@ def _build(settings: ModelSettings, precision: Precision) -> tuple[PreTrainedMod
     adapter_folder = settings.adapter or adapter_folder
     config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=precision.weights, trust_remote_code=settings.trust_remote_code)
-    packed = to_be_packed(model) if settings.load_in_4bit else []
+    packed = to_be_packed(model) if settings.load_in_4bit or kept_in_4bit(config) else []
     for weight in packed:
         weight.requires_grad_(False)
     if adapter_folder:

@@ -1,8 +1,8 @@
 """The optimizers by name. Each is AdamW; they differ in how many bits they hold what in.
 
-    adamw       torch      weights, gradients and moments in float32: 16 bytes for a trained weight
+    adamw       torch         weights, gradients and moments in float32: 16 bytes for a trained weight
     adamw-8bit  bitsandbytes  moments in 8 bits, in blocks of 256 with a scale each: 10 bytes
-    adamw-bf16  optimi     everything in bf16, and in a fifth number what rounding took from the weight: 10 bytes
+    adamw-bf16  optimi        everything in bf16, and in a fifth number what rounding took from the weight: 10 bytes
 
 The bytes are those of weight, gradient and state together.
 """
