@@ -1,5 +1,6 @@
 """What the libraries are told before they work: memory does not grow with every new length of a row."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -76,3 +77,8 @@ def test_what_a_step_has_freed_is_not_cleared_again_by_the_system():
 def test_what_the_environment_says_of_malloc_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
     assert not keep_freed_memory()
+
+
+def test_a_kernel_that_nothing_uses_is_not_missed_on_the_terminal():
+    prepare_environment()
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

@@ -1,6 +1,7 @@
 """What the libraries below are told about this process."""
 
 import ctypes
+import logging
 import os
 import sys
 
@@ -18,11 +19,15 @@ Rows without padding have a new length in every batch, so memory would grow by g
 one step uses again in every layer; with none it takes twice the time (docs/experiments.md).
 """
 
+UNUSED_KERNEL = "bitsandbytes.backends.cpu.ops"
+"""Who says on the terminal that a kernel is missing which nothing here uses: peft loads bitsandbytes wherever that is installed."""
+
 
 def prepare_environment() -> None:
     """Sets what is not set. Without effect on libraries that are at work already."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger(UNUSED_KERNEL).setLevel(logging.ERROR)
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

@@ -131,7 +131,7 @@ def signature_of(app: Any) -> list[str]:
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_settings_that_pages_name_exist(page: Path):
     ours = [span for span in spans(page) if not span.startswith(OTHER_PROGRAMS)]
-    named = [flag for span in ours for flag in re.findall(r"(?:^|[ \[])--([a-z][a-z-]*)", span)]
+    named = [flag for span in ours for flag in re.findall(r"(?:^|[ \[])--([a-z][a-z0-9-]*)", span)]
     assert [flag for flag in named if flag not in all_settings()] == []
 
 

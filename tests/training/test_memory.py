@@ -226,9 +226,10 @@ def test_each_remedy_is_named_only_where_it_is_one(model: Path):
         return [words for words, *_ in low._remedies(positions)]
 
     assert names() == ["--lora-rank 16", "--gradient-checkpointing on", "--max-tokens 2048"]
-    assert names(lora_rank=8, gradient_checkpointing=True, positions=300) == ["--precision bf16"]
+    assert names(lora_rank=8, gradient_checkpointing=True, positions=300) == ["--precision bf16", "--load-in-4bit on"]
     assert names(reference_cache=False, lora_rank=8, precision="bf16", gradient_checkpointing=True, positions=300) == [
-        "--reference-cache on"
+        "--load-in-4bit on",
+        "--reference-cache on",
     ]
 
 

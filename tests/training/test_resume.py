@@ -63,6 +63,8 @@ REFUSED: dict[str, Any] = {
     "target_modules": ["q_proj"],
     "modules_to_save": ["lm_head"],
     "precision": "bf16",
+    "load_in_4bit": True,
+    "optim": "adamw-8bit",
     "trust_remote_code": True,
     "eval_fraction": 0.4,
     "data_format": "text_pair",

@@ -5,7 +5,7 @@ Weights are read from safetensors only, and no code that comes with a model runs
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.errors import ModelError
-from prefopt.models.policy import no_dropout, on_device, trained_parameters, transformers_logging_at
+from prefopt.models.policy import hold_trained, no_dropout, on_device, transformers_logging_at
+from prefopt.models.quantise import four_bit_arguments, in_4bit, one_arithmetic, refuse_copies, refuse_full
 from prefopt.models.settings import ModelSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,15 +33,19 @@ class Precision:
 
     Attributes:
         autocast: dtype of matrix products; None: float32 throughout.
-        weights: dtype in which frozen weights are held. Trained ones are always float32: at a learning rate of 5e-7 an
-            update is smaller than the gap between two bf16 numbers, and would be lost.
+        weights: dtype in which frozen weights are held.
+        trained: the same of trained ones. float32, for at a learning rate of 5e-7 an update is smaller than the gap between two bf16
+            numbers, and would be lost; bf16 only under an optimizer that keeps what rounding takes.
     """
 
     autocast: torch.dtype | None
     weights: torch.dtype
+    trained: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        return "float32" if self.autocast is None else "bf16, trained weights in float32"
+        if self.autocast is None:
+            return "float32"
+        return "bf16, trained weights in " + ("float32" if self.trained == torch.float32 else "bf16 with compensated sums")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,17 @@ class LoadedModel:
     adapter_is_new: bool
 
 
-def choose_precision(wanted: str, device: torch.device, *, adapter: bool) -> Precision:
-    """bf16 where the hardware has bf16 matrix units, or as asked."""
+def choose_precision(wanted: str, device: torch.device, *, adapter: bool, trained: torch.dtype = torch.float32) -> Precision:
+    """bf16 where the hardware has bf16 matrix units, or as asked.
+
+    Args:
+        wanted: `auto`, `bf16` or `float32`.
+        device: of the run.
+        adapter: weights are frozen, but for an adapter's.
+        trained: in which the optimizer wants the trained weights; where that is bf16, the run is.
+    """
+    if trained == torch.bfloat16:
+        return Precision(trained, trained, trained)
     if wanted == "auto":
         wanted = "bf16" if _has_bf16(device) else "float32"
     if wanted == "float32":
@@ -101,8 +115,15 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     )
 
 
-def load_model(settings: ModelSettings, *, precision: Precision, device: torch.device, seed: int) -> LoadedModel:
+def load_model(settings: ModelSettings, *, precision: Precision, device: torch.device, seed: int, frozen: bool = False) -> LoadedModel:
     """The model, with a new or an existing adapter where asked for, in training mode, without dropout.
+
+    Args:
+        settings: which, and how it is held.
+        precision: of the run.
+        device: where to.
+        seed: of a new adapter.
+        frozen: none of it will be trained, so that all of it may be in four bits.
 
     Raises:
         ModelError: something cannot be found, read or put together; says what, and what to do.
@@ -113,8 +134,17 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
     adapter_folder = settings.adapter or adapter_folder
     if adapter_folder and settings.lora_rank:
         raise ModelError(f"{settings.model} is an adapter already: leave lora_rank out to go on from it, or give its base model")
+    has_adapter = bool(adapter_folder or settings.lora_rank)
+    if settings.load_in_4bit and not (has_adapter or frozen):
+        refuse_full(settings.model)
     tokenizer = load_tokenizer(settings)
-    model = on_device(read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code), device)
+    packing = four_bit_arguments(precision.autocast or torch.float32, device) if settings.load_in_4bit else None
+    model = read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code, packing=packing)
+    model = on_device(model, device)
+    if in_4bit(model):  # its folder may hold it so, whatever the settings say
+        one_arithmetic(model)
+        if not (has_adapter or frozen):
+            refuse_full(f"{settings.model}, which is kept")
     embeddings = model.get_input_embeddings().weight
     assert isinstance(embeddings, torch.Tensor)
     if len(tokenizer) > len(embeddings):
@@ -127,8 +157,7 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         adapter = _existing_adapter(model, adapter_folder)
     elif settings.lora_rank:
         adapter = new_adapter(model, settings, seed)
-    for _, parameter in trained_parameters(model):
-        parameter.data = parameter.data.float()  # peft leaves modules_to_save in the precision of the base
+    hold_trained(model, precision.trained)  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
@@ -200,8 +229,16 @@ def _base_of(adapter: Path) -> str | None:
     return base
 
 
-def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def read_model(
+    source: str, *, dtype: torch.dtype, trust_remote_code: bool = False, packing: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """A causal LM from a folder or the hub, safetensors only.
+
+    Args:
+        source: the folder, or the hub's name.
+        dtype: of the weights in memory.
+        trust_remote_code: run code that comes with it.
+        packing: from `four_bit_arguments`, for a model in four bits.
 
     Raises:
         ModelError: it cannot be found or read, weights are missing from it, it is an adapter, or it wants to run code of the hub.
@@ -223,7 +260,7 @@ def read_model(source: str, *, dtype: torch.dtype, trust_remote_code: bool = Fal
     try:
         with transformers_logging_at("ERROR"):
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]  # a pair, by output_loading_info
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **(packing or {})
             )
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
         raise ModelError(
@@ -273,6 +310,7 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> P
         target_modules=settings.target_modules or "all-linear",
         modules_to_save=settings.modules_to_save or None,
     )
+    refuse_copies(model, settings.modules_to_save)
     with torch.random.fork_rng(devices=[]), _peft():
         torch.manual_seed(seed % 2**63)
         names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})

@@ -234,3 +234,16 @@ def no_dropout(model: nn.Module) -> None:
 def trained_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """Names and parameters that receive gradients."""
     return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def hold_trained(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give trained weights the dtype; modules that hold vectors only, which are norms, stay in float32.
+
+    Their weights are near 1, where even a compensated sum of bf16 numbers is too coarse for small updates, and few.
+    """
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        wanted = dtype if any(parameter.ndim >= 2 for parameter in own) else torch.float32
+        for parameter in own:
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(wanted)

@@ -20,8 +20,15 @@ class ModelSettings(Settings):
     modules_to_save: list[str] = Setting(
         [], help="Modules trained in full beside the adapter, for example the embeddings after adding tokens."
     )
+    load_in_4bit: bool = Setting(
+        False,
+        help="Hold the frozen weights under an adapter in 4 bits (QLoRA: NF4 with double quantisation, by bitsandbytes): every linear "
+        "layer but the head.",
+    )
     precision: Literal["auto", "bf16", "float32"] = Setting(
-        "auto", help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are always kept in float32."
+        "auto",
+        help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are kept in float32, unless "
+        "optim says otherwise.",
     )
     gradient_checkpointing: bool = Setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.")
     sharing: Literal["auto", "flat", "fork", "plain"] = Setting(

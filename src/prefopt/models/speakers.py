@@ -194,7 +194,13 @@ def batches(trees: list[PromptTree], *, max_tokens: int) -> Iterator[list[Prompt
 
 
 def load_speakers(
-    policy: Weights, reference: Weights | None, *, precision: str, device: torch.device, trust_remote_code: bool = False
+    policy: Weights,
+    reference: Weights | None,
+    *,
+    precision: str,
+    device: torch.device,
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[Speaker, ...]:
     """The policy, and behind it the reference where there is one.
 
@@ -202,15 +208,18 @@ def load_speakers(
         policy, reference: where they are.
         precision: `auto`, `bf16` or `float32`, as in training.
         device: where to.
+        load_in_4bit: hold the weights under the adapters in four bits.
         trust_remote_code: run code that comes with the models.
 
     Raises:
         ModelError: one cannot be found, read or put together.
+        ConfigError: four bits are wanted, and bitsandbytes is not installed.
     """
 
     def load(weights: Weights, role: str) -> Speaker:
-        chosen = choose_precision(precision, device, adapter=weights.adapter is not None)
-        loaded = load_model(weights.settings(trust_remote_code), precision=chosen, device=device, seed=0)
+        chosen = choose_precision(precision, device, adapter=weights.adapter is not None or load_in_4bit)
+        settings = weights.settings(trust_remote_code).model_copy(update={"load_in_4bit": load_in_4bit})
+        loaded = load_model(settings, precision=chosen, device=device, seed=0, frozen=True)
         loaded.model.eval().requires_grad_(False)
         switch = None if loaded.adapter is None else Switch(loaded.adapter)
         active = None if switch is None else switch.on

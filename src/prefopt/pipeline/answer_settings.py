@@ -34,6 +34,9 @@ class AnswerSettings(Settings):
     precision: Literal["auto", "bf16", "float32"] = Setting(
         "auto", help="Arithmetic; `auto` is bf16 where the hardware has it, as in training."
     )
+    load_in_4bit: bool | None = Setting(
+        None, help="Hold the weights in 4 bits (NF4), by bitsandbytes; the default is to do as the run did in training."
+    )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where to run; `auto` takes a GPU where there is one.")
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
 

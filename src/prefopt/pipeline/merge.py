@@ -27,7 +27,7 @@ from prefopt.models.settings import ModelSettings
 from prefopt.models.speakers import adapter_folder, device_named
 from prefopt.pipeline.merge_check import Comparison, Unmerged, compare, largest, moved_from_run
 from prefopt.pipeline.merge_settings import MergeSettings
-from prefopt.pipeline.merge_words import base_warning, card, check_lines, found_lines, loss_lines, name_lines
+from prefopt.pipeline.merge_words import base_warning, card, check_lines, found_lines, four_bit_sentence, loss_lines, name_lines
 from prefopt.pipeline.texts import texts_for
 from prefopt.pipeline.trained import Trained, look_up
 from prefopt.report.files import read_json
@@ -90,6 +90,8 @@ def merge(settings: MergeSettings, *, say: Say = print) -> MergeResult:
     moved = moved_from_run(unmerged, source.trained)
     for line in [*found_lines(source.base, source.adapter, model, kind, change), *name_lines(source.named_base, source.base, moved)]:
         say(line)
+    if source.trained.in_4bit:
+        say(f"note: {four_bit_sentence(moved)}")
     draft = draft_of(out)
     shutil.rmtree(draft, ignore_errors=True)  # of a merge that was killed
     try:
@@ -101,7 +103,8 @@ def merge(settings: MergeSettings, *, say: Say = print) -> MergeResult:
         shutil.rmtree(draft, ignore_errors=True)
     for line in [*check_lines(comparison), *loss_lines(comparison, change, settings.precision)]:
         say(line)
-    if doubt := base_warning(source.base, moved):  # behind the figures, which compare with this very base and so look well
+    # Behind the figures, which compare with this very base and so look well.
+    if doubt := base_warning(source.base, moved, in_4bit=source.trained.in_4bit):
         say(f"WARNING: {doubt} Give that model with --model, and --overwrite to replace this one.")
     say(f"model: {out}")
     return MergeResult(out, comparison, change)
@@ -268,6 +271,7 @@ def write_notes(
         "prefopt": prefopt.__version__,
         "base": source.base,
         "adapter": source.adapter,
+        "trained_in_4bit": source.trained.in_4bit,
         "precision": settings.precision,
         "text_as": text_as,
         "template_args": dict(source.trained.template_args),
@@ -276,7 +280,7 @@ def write_notes(
         "rounding": {"weights": change.lost, "worst_layer": change.worst.name, "worst": change.worst.lost, "vanished": change.vanished},
     }
     run = source.trained.files.path if source.trained.files else None
-    page = card(source.base, source.adapter, run, settings.precision, comparison, change, moved)
+    page = card(source.base, source.adapter, run, settings.precision, comparison, change, moved, in_4bit=source.trained.in_4bit)
     try:
         (draft / MERGED).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(page, encoding="utf-8")

@@ -44,14 +44,28 @@ def name_lines(named: str | None, given: str, moved: float | None) -> list[str]:
     return [f"note: the adapter names {named} as its base, and {given} was given. Shapes agree; whether the weights do cannot be seen."]
 
 
-def base_warning(base: str, moved: float | None) -> str:
+def four_bit_sentence(moved: float | None) -> str:
+    """What is to be known of an adapter that was trained on a base in four bits.
+
+    Args:
+        moved: as `moved_from_run` gives it.
+    """
+    far = "" if moved is None else f", whose log-probs are {moved:.2g} nats per token from those that training saw"
+    return (
+        "the adapter was trained on its base in 4 bits, and is merged into the base as it is stored, unquantised (merged in 4 bits "
+        f"it would be rounded away){far}."
+    )
+
+
+def base_warning(base: str, moved: float | None, *, in_4bit: bool = False) -> str:
     """That the base is probably another one than the adapter was trained on; empty where nothing says so.
 
     Args:
         base: as it is to be called.
         moved: as `moved_from_run` gives it.
+        in_4bit: the run held its base in four bits.
     """
-    if not is_other_base(moved):
+    if not is_other_base(moved, in_4bit=in_4bit):
         return ""
     return (
         f"{base} is probably not the model that the adapter was trained on: its log-probs differ by {moved:.2f} nats per token from those "
@@ -115,7 +129,15 @@ def warning(change: Change, precision: str) -> str:
 
 
 def card(
-    base: str, adapter: str, run: Path | None, precision: str, comparison: Comparison, change: Change, moved: float | None = None
+    base: str,
+    adapter: str,
+    run: Path | None,
+    precision: str,
+    comparison: Comparison,
+    change: Change,
+    moved: float | None = None,
+    *,
+    in_4bit: bool = False,
 ) -> str:
     """The page beside the weights: what this model is, how that was checked, and, where its run is there, how it was trained.
 
@@ -125,6 +147,7 @@ def card(
         precision: in which it was saved.
         comparison, change: what was found.
         moved: as `moved_from_run` gives it.
+        in_4bit: the run held its base in four bits.
     """
     hub = is_hub_name(base)
     # Paths of this machine say nothing to others, their last part may.
@@ -132,7 +155,9 @@ def card(
     short_adapter = Path(adapter).parent.name if Path(adapter).name == "model" else Path(adapter).name
     made = f"`{short_base}` with the adapter `{short_adapter}` in its weights, merged in float32 by prefopt and saved in {precision}."
     checked = ["```text", *check_lines(comparison), *loss_lines(comparison, change, precision), "```"]
-    doubt = base_warning(f"`{short_base}`", moved)
+    doubt = base_warning(f"`{short_base}`", moved, in_4bit=in_4bit)
+    if in_4bit:
+        made += f" Note: {four_bit_sentence(moved)}"
     merged = "\n".join(
         [made, "", *([f"**WARNING: {doubt}**", ""] if doubt else []), *checked, "", f"The figures stand in `{MERGED}` too.", ""]
     )

@@ -34,6 +34,11 @@ class Trained:
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def in_4bit(self) -> bool:
+        """Whether the run's base was in four bits while its adapter was trained."""
+        return self.config.get("load_in_4bit") is True
+
+    @property
     def has_reference(self) -> bool:
         """Whether the run compared its model with another: only then its settings have a reference, set or not."""
         return "reference" in self.config and not self.reference_came_with_data

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prefopt.data.prompts import Content, Fitted, Renderer, TextAs, refuse_unread
 from prefopt.errors import ModelError, RunError
+from prefopt.models.quantise import quantisation_of
 from prefopt.models.speakers import Speaker, Weights, device_named, load_speakers
 from prefopt.pipeline.answer_settings import AnswerSettings
 from prefopt.pipeline.trained import Trained, look_up
@@ -146,6 +147,7 @@ def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices
         reference_for(settings, trained, policy),
         precision=settings.precision,
         device=device_named(settings.device),
+        load_in_4bit=trained.in_4bit if settings.load_in_4bit is None else settings.load_in_4bit,
         trust_remote_code=settings.trust_remote_code,
     )
     text_as, because = trained.meant(settings.text_as, speakers[0].tokenizer)
@@ -213,6 +215,8 @@ def described(speaker: Speaker, policy: Speaker) -> str:
     """A speaker in words."""
     weights = speaker.weights
     shared = "" if speaker is policy or speaker.model is not policy.model else ", in the same memory"
+    if packed := quantisation_of(speaker.model):
+        shared = f", in {packed}{shared}"
     if weights.adapter is not None:
         return f"{weights.adapter} on {weights.source}{shared}"
     off = " without the adapter" if speaker.switch is not None else ""

@@ -137,7 +137,14 @@ def what_it_is(record: RunRecord, *, adapter: bool, of_two: bool) -> list[str]:
     base = f"`{base_of(record)}`" if base_of(record) else "a model"
     architecture = str(mapping(record.manifest.get("model")).get("architecture") or "")
     shape = f" ({architecture})" if architecture else ""
-    return [f"{what} {base}{shape}, trained with prefopt. {escaped(idea)}\n"]
+    packed = packed_base(record)
+    held = f" In training the base was held in {packed}." if packed else ""
+    return [f"{what} {base}{shape}, trained with prefopt. {escaped(idea)}{held}\n"]
+
+
+def packed_base(record: RunRecord) -> str:
+    """How the base was compressed while the adapter was trained, in words; empty: not at all."""
+    return str(mapping(record.manifest.get("model")).get("quantisation") or "")
 
 
 def loading(record: RunRecord, *, adapter: bool) -> list[str]:
@@ -163,6 +170,12 @@ def loading(record: RunRecord, *, adapter: bool) -> list[str]:
     words = [f"```python\n{chr(10).join(code)}\n```\n"]
     if remark:
         words.append(f"{remark}\n")
+    if adapter and packed_base(record):
+        words.append(
+            "This loads the base unquantised, which is close to what the adapter was trained on, not the same. As in training: "
+            '`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)` where '
+            "the base is loaded.\n"
+        )
     if not is_chat:
         words.append(
             "It was trained on prompts as plain text, without a chat template; give them to it in the form of the training data.\n"

@@ -92,6 +92,8 @@ def key_settings(record: RunRecord) -> Rows:
     )
     rank = integer(settings.get("lora_rank"))
     trains = "all weights" if not record.is_adapter else f"an adapter of rank {rank}" if rank else "an adapter"
+    if packed := mapping(record.manifest.get("model")).get("quantisation"):
+        trains += f" on a base in {packed}"
     schedule = settings.get("lr_schedule")
     batch_size = resolved.get("batch_size") or settings.get("batch_size")  # no step takes more than all examples
     rows: Rows = [
@@ -108,6 +110,7 @@ def key_settings(record: RunRecord) -> Rows:
         ("batch", f"{batch_size} examples per step" if batch_size else ""),
         ("steps", count(number(resolved.get("num_steps"))) if resolved.get("num_steps") else ""),
         ("epochs", plain_or_empty(settings.get("epochs")) if settings.get("max_steps") is None else ""),
+        ("optimizer", str(settings.get("optim") or "")),
         ("precision", str(resolved.get("precision") or settings.get("precision") or "")),
         ("engine", str(resolved.get("engine") or record.summary.get("engine") or "")),
         ("seed", str(settings.get("seed", ""))),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import ReferenceLogps, TokenLogps
@@ -28,6 +28,7 @@ from prefopt.training.group.processes import Processes
 from prefopt.training.group.sharding import not_finite
 from prefopt.training.not_finite import CAUSES, NotFinite, in_words, step_not_finite
 from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
+from prefopt.training.optimizers.kinds import kind_of
 from prefopt.training.order import DataOrder
 from prefopt.training.step import PerExample, StepResult, Sums, unit_totals, weighted_loss
 from prefopt.training.terminal.narrator import Ticker
@@ -66,7 +67,7 @@ class Trainer:
     wrapped: nn.Module
     method: Method
     reference: Reference | None
-    optimizer: AdamW
+    optimizer: Optimizer
     schedule: Schedule
     max_grad_norm: float
     max_tokens: int
@@ -130,7 +131,8 @@ class Trainer:
     def broken_moments(self) -> list[str]:
         """Names of the trained parameters for which the optimizer holds something that is not finite."""
         named = dict(trained_parameters(self.policy))
-        held = {f"{key}|{name}": value for name, parameter in named.items() for key, value in self.optimizer.state[parameter].items()}
+        kept = {name: kind_of(self.optimizer).tensors(self.optimizer, parameter) for name, parameter in named.items()}
+        held = {f"{key}|{name}": value for name, own in kept.items() for key, value in own.items() if value.is_floating_point()}
         return list(dict.fromkeys(found.split("|", 1)[1] for found in not_finite(held, self.processes)))
 
     def check_finite(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""AdamW and the course of its learning rate, which is a function of the step alone."""
+"""An optimizer made, and the course of its learning rate, which is a function of the step alone."""
 
 import math
 from collections.abc import Iterable
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from prefopt.methods.method import DefaultRates
+from prefopt.training.optimizers.kinds import KINDS
 
 SIZE_FACTORS = ((1_000_000_000, 1.0), (100_000_000, 2.0), (10_000_000, 20.0), (0, 100.0))
 """Parameters from which on a method's usual rates are multiplied. The rates of the papers are for models of billions of
@@ -42,17 +43,21 @@ class Schedule:
         return self.peak * (1 - done) if self.shape == "linear" else self.peak
 
 
-def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> AdamW:
-    """AdamW with fused updates. Matrices decay; biases and norms, which have one dimension, do not."""
+def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float, kind: str = "adamw") -> Optimizer:
+    """AdamW, as the kind holds it. Matrices decay; biases and norms, which have one dimension, do not.
+
+    Raises:
+        ConfigError: the kind's library is not installed.
+    """
     trained = list(parameters)
     groups = [
         {"params": [parameter for _, parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for _, parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return KINDS[kind].make([group for group in groups if group["params"]])
 
 
-def set_learning_rate(optimizer: AdamW, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """The rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from prefopt.methods.method import Method
-from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model
+from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
+from prefopt.models.quantise import num_parameters
 from prefopt.models.reference_cache import weights_digest
 from prefopt.training.cut import check_fits
 from prefopt.training.examples import RunData, load_data, within_context, within_data
 from prefopt.training.group.processes import Processes
-from prefopt.training.memory.check import MemoryCheck, trains_adapter
+from prefopt.training.memory.check import MemoryCheck, precision_of
 from prefopt.training.optimizer import usual_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.record.resume import facts_to_agree_on
@@ -59,12 +60,11 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
         PrefoptError: the model or the data cannot be used, or processes do not have the same.
     """
     torch.manual_seed(given.seed % 2**63)  # any whole number will do
-    precision = choose_precision(given.precision, processes.device, adapter=trains_adapter(given))
+    precision = precision_of(given, processes.device)
     apart = given.parallel == "fsdp" and processes.count > 1  # no device ever holds the whole model
     loaded = load_model(given, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=given.seed)
     settings = within_context(given, loaded, narrator)
-    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    usual_rate = usual_learning_rate(method.rates, num_parameters, adapter=loaded.adapter is not None)
+    usual_rate = usual_learning_rate(method.rates, num_parameters(loaded.model), adapter=loaded.adapter is not None)
     learning_rate = settings.learning_rate or usual_rate
     with processes.main_first():
         data = load_data(method, settings, loaded, narrator)

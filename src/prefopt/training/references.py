@@ -21,6 +21,7 @@ from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
+from prefopt.models.quantise import quantisation_of
 from prefopt.models.reference import (
     AdapterOff,
     CachedReference,
@@ -90,7 +91,7 @@ def other_reference(
     assert name is not None
     apart = settings.parallel == "fsdp" and processes.count > 1
     where = torch.device("cpu") if apart else processes.device
-    loaded = load_model(as_reference(settings, name), precision=precision, device=where, seed=0)
+    loaded = load_model(as_reference(settings, name), precision=precision, device=where, seed=0, frozen=True)
     ids = [ids for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions))]
     used = set(np.unique(np.concatenate(ids)).tolist())
     theirs = loaded.tokenizer.get_vocab()
@@ -127,10 +128,8 @@ def cache_context(
         shape.pop(name, None)
     function = blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     digest = f"{fingerprint or weights_digest(weights)} {function}"
-    quantisation = str(getattr(model.config, "quantization_config", "") or "")
-    return CacheContext(
-        digest, f"{precision.autocast or torch.float32} over {precision.weights}", quantisation, str(path), processes.device.type
-    )
+    compute = f"{precision.autocast or torch.float32} over {precision.weights}"
+    return CacheContext(digest, compute, quantisation_of(model), str(path), processes.device.type)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
+from prefopt.training.combination import check_combination
 from prefopt.training.cut import num_positions
 from prefopt.training.examples import needed_trees
 from prefopt.training.group.processes import Processes, join
@@ -147,6 +148,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
             book.callbacks = (*make_reporters(settings.report_to, folder.path, narrator.say), *book.callbacks)
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
     checkpoint = find_checkpoint(checkpoints, method, settings, processes) if settings.resume else None
+    check_combination(settings, processes)
     memory = check_memory(method, settings, processes)
     explained = partial(
         explaining_out_of_memory,
@@ -226,7 +228,7 @@ def _runner(
         wrapped=wrapped,
         method=method,
         reference=reference,
-        optimizer=make_optimizer(trained_parameters(policy), weight_decay=settings.weight_decay),
+        optimizer=make_optimizer(trained_parameters(policy), weight_decay=settings.weight_decay, kind=settings.optim),
         schedule=Schedule(ready.learning_rate, ready.order.num_steps, settings.warmup_ratio, settings.lr_schedule),
         max_grad_norm=settings.max_grad_norm,
         max_tokens=settings.max_tokens,

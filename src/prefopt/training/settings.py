@@ -27,6 +27,11 @@ class RunSettings(DataSettings, ModelSettings):
     )
     lr_schedule: Literal["cosine", "linear", "constant"] = Setting("cosine", help="Course of the learning rate after warm-up.")
     warmup_ratio: float = Setting(0.1, ge=0, lt=1, help="Share of the steps over which the learning rate rises from 0.")
+    optim: Literal["adamw", "adamw-8bit", "adamw-bf16"] = Setting(
+        "adamw",
+        help="How AdamW holds its numbers: `adamw` all in float32 (16 bytes for a trained weight); `adamw-8bit` moments in 8 bits, by "
+        "bitsandbytes (10 bytes); `adamw-bf16` all in bf16 with compensated sums, by optimi (10 bytes, full fine-tuning only).",
+    )
     weight_decay: float = Setting(0.0, ge=0, help="Decoupled weight decay (not on biases and norms).")
     max_grad_norm: float = Setting(1.0, gt=0, help="Gradients longer than this are scaled down to it.")
     eval_every_steps: int | None = Setting(
@@ -66,6 +71,15 @@ class RunSettings(DataSettings, ModelSettings):
     memory_check: bool = Setting(True, help="Estimate the memory first, and refuse to start what will not fit.")
     resume: bool = Setting(False, help="Go on from the newest checkpoint in `out`.")
     overwrite: bool = Setting(False, help="Delete the run that `out` holds and start anew.")
+
+    @model_validator(mode="after")
+    def _optimizer_fits_the_arithmetic(self) -> "RunSettings":
+        if self.optim == "adamw-bf16":
+            if self.precision == "float32":
+                raise ValueError("optim adamw-bf16 holds the weights in bf16, and precision says float32: leave one of them out")
+            if self.lora_rank or self.adapter is not None:
+                raise ValueError("optim adamw-bf16 is for training all weights; an adapter's are few and stay in float32: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _early_stop_needs_evaluations(self) -> "RunSettings":

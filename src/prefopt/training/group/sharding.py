@@ -65,6 +65,9 @@ def shard(policy: Policy, processes: Processes) -> None:
     if isinstance(policy, FSDPModule):
         return
     mesh = init_device_mesh(processes.device.type, (processes.count,))
+    apart = of_other_width(policy)
+    for part in apart:
+        fully_shard(part, mesh=mesh)
     for layer in layers_of(policy):
         fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
@@ -72,8 +75,16 @@ def shard(policy: Policy, processes: Processes) -> None:
     # The module that runs first is taken for the root of all. Not every use begins with the policy's own forward.
     token = 0 if policy.model.config.get_text_config().pad_token_id != 0 else 1
     smallest = PromptTree(token_ids([token]), (Completion(token_ids([token])),))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(processes.device.type, torch.bfloat16, enabled=bool(apart)):
         policy(pack([smallest], sharing=policy.path.sharing, device=processes.device))
+
+
+def of_other_width(policy: Policy) -> list[nn.Module]:
+    """The norms in float32 among weights that are trained in bf16: what is gathered together must be of one type."""
+    if len({parameter.dtype for parameter in policy.parameters() if parameter.requires_grad}) < 2:
+        return []
+    owns = ((module, list(module.parameters(recurse=False))) for module in policy.modules())
+    return [module for module, own in owns if own and all(parameter.dtype == torch.float32 for parameter in own)]
 
 
 def let_go(policy: nn.Module, _inputs: Any, _output: Any) -> None:

@@ -21,12 +21,13 @@ from prefopt.engine.batch import Sharing, cost
 from prefopt.engine.head import CHUNK_LOGITS
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
-from prefopt.models.load import choose_precision, locate
+from prefopt.models.load import Precision, choose_precision, locate
 from prefopt.models.settings import ModelSettings
 from prefopt.training.assemble import as_reference, reference_settings
 from prefopt.training.group.processes import Processes
 from prefopt.training.memory.available import Available, available_memory
 from prefopt.training.memory.skeleton import Skeleton, read_skeleton
+from prefopt.training.optimizers.kinds import KINDS
 from prefopt.training.settings import RunSettings
 from prefopt.trees import PromptTree
 
@@ -180,8 +181,10 @@ class MemoryCheck:
         found: list[tuple[str, dict[str, Any], int, int | None]] = []
         if not trains_adapter(settings):
             found.append((f"--lora-rank {LORA_RANK}", {"lora_rank": LORA_RANK}, positions, None))
-        elif choose_precision(settings.precision, self.device, adapter=True).autocast is None:
+        elif precision_of(settings, self.device).autocast is None:
             found.append(("--precision bf16", {"precision": "bf16"}, positions, None))
+        if trains_adapter(settings) and not settings.load_in_4bit and settings.parallel == "ddp":
+            found.append(("--load-in-4bit on", {"load_in_4bit": True}, positions, None))
         if not settings.gradient_checkpointing:
             found.append(("--gradient-checkpointing on", {"gradient_checkpointing": True}, positions, None))
         if (half := positions // 2) >= settings.max_length:
@@ -243,20 +246,22 @@ def estimate_memory(
     """
     skeleton = _skeleton(settings, device, method, exact=exact)
     adapter = trains_adapter(settings)
-    precision = choose_precision(settings.precision, device, adapter=adapter)
-    trained = 4 * skeleton.num_trained
+    precision = precision_of(settings, device)
+    kind = KINDS[settings.optim]
+    trained = precision.trained.itemsize * skeleton.num_trained
     share = num_processes if settings.parallel == "fsdp" else 1
     reference = _reference_bytes(method, settings, device, skeleton)
-    width = "float32" if precision.weights == torch.float32 else "bf16"
+    width = "4 bits" if settings.load_in_4bit else "float32" if precision.weights == torch.float32 else "bf16"
     likely = int(skeleton.kept.of(positions))
     parts = [
         Part(f"frozen weights ({width})", skeleton.frozen_bytes // share if adapter else 0, certain=True),
         Part("trained weights", trained // share, certain=True),
         Part("gradients", trained // share, certain=True),
-        Part("AdamW's moments", 2 * trained // share, certain=True),
+        Part(kind.state_name, int(kind.state_bytes * skeleton.num_trained) // share, certain=True),
         Part("the reference model", reference // share, certain=True),
         Part(f"activations of {positions:,} positions", likely, certain=False),
         Part("the largest operation", _largest_operation(skeleton, positions, device, adapter=adapter), certain=False),
+        Part("one layer written out", precision.weights.itemsize * skeleton.largest_packed, certain=False),
     ]
     if share > 1:  # the layer that runs and the one that is fetched meanwhile, and what is outside of the layers
         layers = (skeleton.frozen_bytes + trained - skeleton.outside_bytes) // skeleton.num_layers
@@ -274,16 +279,20 @@ def trains_adapter(settings: ModelSettings) -> bool:
     return bool(settings.lora_rank or settings.adapter or locate(settings.model)[1])
 
 
+def precision_of(settings: RunSettings, device: torch.device) -> Precision:
+    """The arithmetic of a run, as its settings, its optimizer and the hardware have it."""
+    return choose_precision(settings.precision, device, adapter=trains_adapter(settings), trained=KINDS[settings.optim].trained)
+
+
 def _skeleton(settings: RunSettings, device: torch.device, method: Method, *, exact: bool) -> Skeleton:
     num_completions = 2 if method.needs.completions == "pair" else 1
     own = ModelSettings.model_validate({name: getattr(settings, name) for name in ModelSettings.model_fields})
-    return _known_skeleton(own.model_dump_json(), device.type, num_completions, exact)
+    return _known_skeleton(own.model_dump_json(), precision_of(settings, device), num_completions, exact)
 
 
 @cache  # a refusal looks at the same model several times
-def _known_skeleton(settings: str, device: str, num_completions: int, exact: bool) -> Skeleton:
+def _known_skeleton(settings: str, precision: Precision, num_completions: int, exact: bool) -> Skeleton:
     own = ModelSettings.model_validate_json(settings)
-    precision = choose_precision(own.precision, torch.device(device), adapter=trains_adapter(own))
     return read_skeleton(own, precision, num_completions=num_completions, exact=exact)
 
 
@@ -294,11 +303,11 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
         return 0
     if reference.reference is not None:
         found = _skeleton(as_reference(settings, reference.reference), device, method, exact=False)
-        per_weight = choose_precision(settings.precision, device, adapter=trains_adapter(settings)).weights.itemsize
-        return found.frozen_bytes + per_weight * found.num_trained
+        return found.frozen_bytes + precision_of(settings, device).weights.itemsize * found.num_trained
     if settings.lora_rank:  # the policy with its new adapter switched off
         return 0
-    return 4 * skeleton.num_trained + (0 if trains_adapter(settings) else skeleton.frozen_bytes)
+    trained = precision_of(settings, device).trained.itemsize * skeleton.num_trained
+    return trained + (0 if trains_adapter(settings) else skeleton.frozen_bytes)
 
 
 def _largest_operation(skeleton: Skeleton, positions: int, device: torch.device, *, adapter: bool) -> int:

@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.models.load import Precision, checkpoint_activations, locate, new_adapter
-from prefopt.models.policy import EnginePath, Policy, no_dropout, plain_head_of, trained_parameters, transformers_logging_at
+from prefopt.models.policy import EnginePath, Policy, hold_trained, no_dropout, plain_head_of, transformers_logging_at
+from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -68,6 +69,7 @@ class Skeleton:
 
     Attributes:
         frozen_bytes: weights that are not trained, as they are held.
+        largest_packed: weights of the largest layer that is held in four bits; 0: none is.
         num_trained: weights that are.
         outside_bytes: all weights that belong to no layer: embeddings, head.
         num_layers, hidden, vocabulary: its sizes.
@@ -77,6 +79,7 @@ class Skeleton:
     """
 
     frozen_bytes: int
+    largest_packed: int
     num_trained: int
     outside_bytes: int
     num_layers: int
@@ -100,13 +103,18 @@ def read_skeleton(settings: ModelSettings, precision: Precision, *, num_completi
         Exception: whatever reading the config of a model and adding an adapter raise.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
-        model = _build(settings, precision)
+        model, packed = _build(settings, precision)
     text = model.config.get_text_config()
     parameters = list(model.parameters())
     in_layers = {id(parameter) for stack in _stacks(model) for parameter in stack.parameters()}
     num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     counts = {
-        "frozen_bytes": sum(tensor.nbytes for tensor in (*parameters, *model.buffers()) if not tensor.requires_grad),
+        "frozen_bytes": sum(
+            packed_bytes(tensor.numel()) if id(tensor) in packed else tensor.nbytes
+            for tensor in (*parameters, *model.buffers())
+            if not tensor.requires_grad
+        ),
+        "largest_packed": max((tensor.numel() for tensor in parameters if id(tensor) in packed), default=0),
         "outside_bytes": sum(parameter.nbytes for parameter in parameters if id(parameter) not in in_layers),
     }
     kept, computed = _rule_of_thumb(text, num_trained, settings, precision)
@@ -143,23 +151,25 @@ def _rule_of_thumb(text: Any, num_trained: int, settings: ModelSettings, precisi
     return Kept(layer.fixed, layer.per_position + 4 * text.hidden_size * text.num_hidden_layers), computed
 
 
-def _build(settings: ModelSettings, precision: Precision) -> PreTrainedModel:
-    """As `load_model` puts it together, without reading a weight."""
+def _build(settings: ModelSettings, precision: Precision) -> tuple[PreTrainedModel, set[int]]:
+    """As `load_model` puts it together, without reading a weight; and the parameters, by `id`, that would be packed into four bits."""
     source, adapter_folder = locate(settings.model)
     adapter_folder = settings.adapter or adapter_folder
     config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=precision.weights, trust_remote_code=settings.trust_remote_code)
+    packed = to_be_packed(model) if settings.load_in_4bit or kept_in_4bit(config) else []
+    for weight in packed:
+        weight.requires_grad_(False)
     if adapter_folder:
         adapter_config = PeftConfig.from_pretrained(adapter_folder)
         adapter_config.inference_mode = False
         get_peft_model(model, adapter_config)
     elif settings.lora_rank:
         new_adapter(model, settings, seed=0)
-    for _, parameter in trained_parameters(model):
-        parameter.data = parameter.data.float()
+    hold_trained(model, precision.trained)
     no_dropout(model)
     model.train()
-    return model
+    return model, {id(weight) for weight in packed}
 
 
 def _count_kept(model: PreTrainedModel, settings: ModelSettings, autocast: torch.dtype | None, num_completions: int) -> tuple[Kept, Kept]:

@@ -3,7 +3,7 @@
 A checkpoint is a folder that appears by one rename, after everything in it has been flushed to disk:
 
     policy.safetensors      the trained parameters
-    optimizer.safetensors   AdamW's moments and step counts, and the random state
+    optimizer.safetensors   what the optimizer keeps (moments, step counts), and the random state
     state.json              step, the method's state, the best evaluation, settings, data fingerprint, the machine, checksums
 
 Only tensors and JSON: nothing is unpickled. Data order and learning rate follow from seed and step and are not saved.
@@ -24,13 +24,14 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from prefopt.disk import old_of, remove, replace_folder
 from prefopt.errors import RunError
 from prefopt.methods.method import State
 from prefopt.training.group.processes import ALONE, Processes
 from prefopt.training.group.sharding import SharedFile, gathered, like, put
+from prefopt.training.optimizers.kinds import kind_of
 from prefopt.training.record.folder import folder_gone
 
 RANDOM_STATE = "random_state"
@@ -58,7 +59,7 @@ class Checkpoints:
     def save(
         self,
         parameters: Mapping[str, nn.Parameter],
-        optimizer: AdamW,
+        optimizer: Optimizer,
         progress: Progress,
         facts: Mapping[str, Any],
         *,
@@ -177,7 +178,7 @@ def verified(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def restore(
-    path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: AdamW, processes: Processes = ALONE
+    path: Path, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, processes: Processes = ALONE
 ) -> Progress:
     """Put a checkpoint's numbers into the model and the optimizer. Only the main process reads; the others are sent what it reads.
 
@@ -200,17 +201,16 @@ def restore(
             continue
         name, moment = key.rsplit("|", 1)
         parameter = parameters[name]
-        if moment == "step":  # one number; AdamW keeps it beside the parameter on a GPU, and on the CPU otherwise
-            own[name][moment] = tensor.to(parameter.device if parameter.is_cuda else "cpu")
-        else:
-            own[name][moment] = like(parameter, tensor)
+        own[name][moment] = like(parameter, tensor) if tensor.shape == parameter.shape else tensor
+    kind = kind_of(optimizer)
     for name, parameter in parameters.items():
-        optimizer.state[parameter] = own[name]
+        kind.put(optimizer, parameter, own[name])
     return Progress(step=state["step"], method_state=state["method_state"])
 
 
-def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: AdamW, processes: Processes) -> dict[str, Tensor]:
-    tensors = {f"{name}|{key}": value for name, parameter in parameters.items() for key, value in optimizer.state[parameter].items()}
+def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, processes: Processes) -> dict[str, Tensor]:
+    kept = {name: kind_of(optimizer).tensors(optimizer, parameter) for name, parameter in parameters.items()}
+    tensors = {f"{name}|{key}": value for name, own in kept.items() for key, value in own.items()}
     return tensors | {RANDOM_STATE: processes.collect(torch.get_rng_state())}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import prefopt
 from prefopt.methods.method import Method
 from prefopt.models.policy import trained_parameters
+from prefopt.models.quantise import num_parameters, quantisation_of
 from prefopt.training.group.processes import Processes
 from prefopt.training.prepare import Prepared
 from prefopt.training.record.environment import environment
@@ -36,9 +37,10 @@ def make_manifest(method: Method, ready: Prepared, processes: Processes) -> dict
             "name": ready.given.model,
             "base": ready.loaded.model.name_or_path,  # where `name` is an adapter, what it stands on
             "architecture": type(ready.loaded.model).__name__,
-            "num_parameters": sum(parameter.numel() for parameter in ready.loaded.model.parameters()),
+            "num_parameters": num_parameters(ready.loaded.model),
             "num_trained": sum(parameter.numel() for _, parameter in trained_parameters(ready.loaded.model)),
             "adapter": ready.loaded.adapter is not None,
+            "quantisation": quantisation_of(ready.loaded.model),
             "fingerprint": ready.fingerprint,
         },
         "data": ready.data.facts,

@@ -8,6 +8,7 @@ import torch
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision
 from prefopt.models.policy import trained_parameters
+from prefopt.models.quantise import num_parameters, quantisation_of
 from prefopt.training.group.processes import Processes
 from prefopt.training.order import DataOrder
 from prefopt.training.record.folder import RunFolder
@@ -26,9 +27,11 @@ def opening_lines(
     processes: Processes,
 ) -> list[str]:
     """What will be done, with every value that was chosen for the user."""
-    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    total = num_parameters(loaded.model)
     trained = sum(parameter.numel() for _, parameter in trained_parameters(loaded.model))
     what = "all weights" if loaded.adapter is None else f"an adapter of {trained:,} weights ({trained / total:.1%})"
+    if packed := quantisation_of(loaded.model):
+        what += f" on a base in {packed}"
     where = device_name(processes.device)
     if processes.count > 1:
         where += f" in {processes.count} processes ({settings.parallel})"
@@ -39,6 +42,7 @@ def opening_lines(
         f"engine: {engine}",
         f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
         f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
+        + ("" if settings.optim == "adamw" else f", {settings.optim}")
         + "".join(f", {name} {value:g}" for name, value in method.settings.model_dump().items() if isinstance(value, float)),
     ]
 
