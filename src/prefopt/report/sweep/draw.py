@@ -1,0 +1,130 @@
+"""The charts of a sweep as SVG, by the same means as those of a run."""
+
+from html import escape
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from prefopt.report.charts import Level, show
+from prefopt.report.draw import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, canvas, draw_level, inline_svg, label_axes, written
+from prefopt.report.sweep.charts import Point, SweepChart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_TICKS = 8
+"""Names across a chart; of more, some are left out."""
+
+MOST_NAMES = 8
+"""Points that are named beside them; of more, the first, the last and the highest are."""
+
+SIDE = 0.02
+"""Sideways distance of the points of one place, so that the bars of several series do not cover each other."""
+
+
+def draw_sweep_chart(chart: SweepChart) -> str:
+    """A chart.
+
+    Returns:
+        An `svg` element; everything in it that came from files is escaped.
+    """
+    figure, axes = canvas()
+    points = [point for series in chart.series for point in series.points]
+    set_ends(axes, chart, points)
+    for level, label in chart.levels:
+        low, high = axes.get_ylim()
+        if low <= level <= high:
+            draw_level(axes, Level(level, label))
+    low, high = axes.get_xlim()
+    for place, series in enumerate(chart.series):
+        shift = (place - (len(chart.series) - 1) / 2) * SIDE * (high - low) if chart.joined else 0.0
+        colour = COLOURS[series.role]
+        xs = [point.x + shift for point in series.points]
+        for x, point in zip(xs, series.points, strict=True):
+            if point.error:
+                axes.plot([x, x], [point.y - point.error, point.y + point.error], color=colour, linewidth=1.5, alpha=0.55, zorder=3)
+        line = 2 if chart.joined else 0
+        axes.plot(
+            *(xs, [point.y for point in series.points]),
+            color=colour,
+            linewidth=line,
+            linestyle="-" if chart.joined else "none",
+            marker="o",
+            markersize=8,
+            markeredgecolor=COLOURS["card"],
+            markeredgewidth=1.2,
+            zorder=4,
+        )
+    if chart.joined:
+        label_axes(axes, chart.scale, across="")
+        name_ticks(axes, chart)
+    else:
+        label_axes(axes, chart.scale, across="")
+        axes.set_xlim(low, high)
+        name_points(axes, points)
+    return inline_svg(written(figure), chart.description, list(bands(chart, axes)))
+
+
+def set_ends(axes: "Axes", chart: SweepChart, points: list[Point]) -> None:
+    """Where the axes end: a little beyond the points and their bars; a level counts where it is near."""
+    values = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
+    low, high = min(values), max(values)
+    reach = (high - low) or abs(high) * 0.2 or 1.0
+    for level, _ in chart.levels:
+        if low - reach <= level <= high + reach:
+            low, high = min(low, level), max(high, level)
+    room = 0.12 * ((high - low) or reach)
+    axes.set_ylim(low - room, high + room)
+    if chart.ticks:
+        axes.set_xlim(-0.5, len(chart.ticks) - 0.5)
+    else:
+        least, most = min(point.x for point in points), max(point.x for point in points)
+        side = 0.08 * ((most - least) or abs(most) or 1.0)
+        axes.set_xlim(min(0.0, least - side) if least < 0.5 * most else least - side, most + 2.5 * side)
+
+
+def name_ticks(axes: "Axes", chart: SweepChart) -> None:
+    """The values across, the first with the name of what is swept."""
+    every = -(-len(chart.ticks) // MOST_TICKS)
+    places = list(range(0, len(chart.ticks), every))
+    names = [chart.ticks[place] for place in places]
+    axes.set_xticks(places, [f"{chart.across} {names[0]}", *names[1:]])
+
+
+def name_points(axes: "Axes", points: list[Point]) -> None:
+    """What each point is, beside it: above or below, by turns, so that neighbours do not cover each other."""
+    named = points
+    if len(points) > MOST_NAMES:
+        highest = max(points, key=lambda point: point.y)
+        named = [point for point in points if point in (points[0], points[-1], highest)]
+    low, high = axes.get_xlim()
+    for place, point in enumerate(named):
+        is_right = (point.x - low) / (high - low) > 0.75
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(-9 if is_right else 9, 5 if place % 2 == 0 else -5),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            va="bottom" if place % 2 == 0 else "top",
+            color=COLOURS["muted"],
+            zorder=5,
+        )
+
+
+def bands(chart: SweepChart, axes: "Axes") -> "list[str]":
+    """Strips from the left to the right, each with the values of its place, which browsers show under the pointer."""
+    by_place: dict[float, list[str]] = {}
+    for series in chart.series:
+        for point in series.points:
+            error = f" ± {show(point.error, chart.scale)}" if point.error else ""
+            words = f"{point.label}{f', {series.label}' if chart.ticks and series.label and series.label not in point.label else ''}"
+            at = "" if chart.ticks else f", {chart.across} {show(point.x, 'plain')}"
+            by_place.setdefault(point.x, []).append(f"{words}: {show(point.y, chart.scale)}{error}{at}")
+    places = sorted(by_place)
+    xs = [float(axes.transData.transform((place, 0))[0]) for place in places]
+    edges = [LEFT, *((left + right) / 2 for left, right in pairwise(xs)), WIDTH - RIGHT]
+    return [
+        f'<rect x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}">'
+        f"<title>{escape(chr(10).join(by_place[place]))}</title></rect>"
+        for place, (left, right) in zip(places, pairwise(edges), strict=True)
+    ]
