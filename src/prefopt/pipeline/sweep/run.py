@@ -74,6 +74,7 @@ class Once:
     def __init__(self, inner: Narrator) -> None:
         self.inner = inner
         self.said: set[str] = set()
+        self.found: set[tuple[str, str]] = set()
 
     def say(self, line: str) -> None:
         """A sentence that no run before has said."""
@@ -82,8 +83,10 @@ class Once:
             self.inner.say(line)
 
     def finding(self, finding: Finding) -> None:
-        """What the watch has found."""
-        self.inner.finding(finding)
+        """What the watch has found, where it has not found the very same in a run before."""
+        if (key := (finding.rule, finding.what)) not in self.found:
+            self.found.add(key)
+            self.inner.finding(finding)
 
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A run's progress."""
@@ -155,8 +158,9 @@ class Sweep:
             show_sweep(record)
         if self.plan.runs[0].settings.report:
             self.show.say(f"report: {self.book.files.report}")
-        if failed := [run for run in record.runs if run.state == "failed"]:
-            raise RunError(f"{len(failed)} of {plural(num, 'run')} failed: {'; '.join(run.label for run in failed)}. The others are done.")
+        if failed := [run.label for run in record.runs if run.state == "failed"]:
+            done = "" if len(failed) == num else " The others are done."
+            raise RunError(f"{len(failed)} of {plural(num, 'run')} failed: {'; '.join(failed)}.{done}")
         best = find_best(record)
         figures = {
             run.name: {name: change.after for name, change in run.figures.items() if change.after is not None} for run in record.finished
@@ -214,9 +218,10 @@ class Sweep:
         """How long the rest will take, and how much room, by what this run did."""
         self.took.append(seconds)
         if num_left:
-            size = sum(path.stat().st_size for path in run.settings.out.rglob("*") if path.is_file()) / 1e9
+            gigabytes = num_left * sum(path.stat().st_size for path in run.settings.out.rglob("*") if path.is_file()) / 1e9
+            size = f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.0f} MB"
             mean = sum(self.took) / len(self.took)
-            self.show.say(f"{plural(num_left, 'run')} to go: about {duration(num_left * mean)}, and {num_left * size:.2g} GB of disk")
+            self.show.say(f"{plural(num_left, 'run')} to go: about {duration(num_left * mean)}, and {size} of disk")
 
     def _stopped(self, run: PlannedRun, what: str) -> str:
         """Where the sweep stands."""

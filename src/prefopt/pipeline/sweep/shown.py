@@ -25,8 +25,10 @@ def show_sweep(record: SweepRecord, console: Console | None = None) -> None:
     if console.is_terminal:
         found = fitting(found, lambda kept: width(table_of(kept, best), console) <= console.width)
     table = table_of(found, best)
+    if not console.is_terminal:  # a line of a file may be as long as it is
+        console.width = max(console.width, width(table, console))
     console.print()
-    console.print(table, width=width(table, console), crop=console.is_terminal, soft_wrap=not console.is_terminal)
+    console.print(table)
     console.print()
     for line in sentences(record):
         console.print(visible(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)
@@ -39,10 +41,10 @@ def table_of(found: list[Column], best: int | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in found:
         table.add_column(column.title, justify="right" if column.is_number else "left", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for place in range(len(found[0].cells)):
         cells = [visible(column.cells[place]).replace(UNIT, " ") for column in found]
-        cells[-1] += "  < best" if place == best else ""
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if place == best else "")
+        table.add_row(*(Text(cell) for cell in cells), "<- best" if place == best else "", style="bold" if place == best else "")
     return table
 
 

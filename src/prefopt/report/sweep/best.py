@@ -71,7 +71,7 @@ class Best:
 
 
 def find_best(record: SweepRecord) -> Best | None:
-    """The best of the finished runs; None where there are none with figures. Of equal ones that with the lower loss, then the first."""
+    """The best of the finished runs; None where there are none with figures. Of equal ones that with the lower KL, then the first."""
     runs = record.finished
     name = next((name for name in RULES if runs and all(run.after(name) is not None for run in runs)), None)
     if name is None:
@@ -79,7 +79,8 @@ def find_best(record: SweepRecord) -> Best | None:
     sign = 1.0 if METRICS[name].better == "up" else -1.0
 
     def worth(run: SweptRun) -> tuple[float, float]:
-        return sign * (run.after(name) or 0.0), -(run.after("loss") or 0.0)
+        # Not the loss: with another β it is another loss.
+        return sign * (run.after(name) or 0.0), -(run.after("kl") or 0.0)
 
     best = max(runs, key=worth)
     behind = [Behind(run, worth(best)[0] - worth(run)[0], paired_error(name, best, run)) for run in runs if run is not best]
@@ -130,7 +131,7 @@ def parts(record: SweepRecord) -> list[tuple[str, list[str]]]:
         missing.append(f"{'One run is' if len(left) == 1 else f'{len(left)} runs are'} not finished: {'; '.join(left)}.")
     found = [("Without figures", missing)]
     if best is not None:
-        advice = [*warned(best), *at_the_end(record, best)]
+        advice = [*warned(record, best), *at_the_end(record, best)]
         found = [
             ("Which is best", [which(best)]),
             ("How sure that is", how_sure(best)),
@@ -182,6 +183,8 @@ def how_sure(best: Best) -> list[str]:
 
 def amount(best: Best, other: Behind) -> str:
     """`0.6 ± 1.2 points behind`."""
+    if not other.by:
+        return "equal"
     if best.figure == "rewards/accuracy":
         error = "" if other.error is None else f" ± {100 * other.error:.1f}"
         return f"{100 * other.by:.1f}{error} points behind"
@@ -197,17 +200,28 @@ def cost(best: Best) -> list[str]:
     name = "samples/kl" if cheapest.after("samples/kl") is not None and best.run.after("samples/kl") is not None else "kl"
     on = "its own answers" if name == "samples/kl" else "the data's answers"
     least, here = (METRICS[name].show(run.after(name)) for run in (cheapest, best.run))
+    if least == here:
+        return []
     return [f"Of these {cheapest.label} moved least from its reference: KL {least} nats per answer on {on}, against {here}."]
 
 
-def warned(best: Best) -> list[str]:
-    """What the watch says of the best run."""
-    rules = [finding.rule for finding in best.run.findings]
-    if not rules:
-        return []
+def warned(record: SweepRecord, best: Best) -> list[str]:
+    """What the watch says of all runs, and of the best."""
+    shared = warned_of_all(record)
+    rules = [finding.rule for finding in best.run.findings if finding.rule not in shared]
+    lines = [f"The watch warns of every run: {', '.join(shared)}; their pages say what to do."] if shared else []
     if any(rule in BROKEN for rule in rules):
-        return [f"Do not take it unseen: the watch warns that its own answers have suffered ({', '.join(rules)})."]
-    return [f"The watch warns of it: {', '.join(rules)}; its own page says what to do."]
+        lines.append(f"Do not take {best.run.label} unseen: the watch warns that its own answers have suffered ({', '.join(rules)}).")
+    elif rules:
+        lines.append(f"The watch warns of {best.run.label}: {', '.join(rules)}; its page says what to do.")
+    return lines
+
+
+def warned_of_all(record: SweepRecord) -> list[str]:
+    """The rules that warn of every run that has finished, where that is more than one."""
+    runs = record.finished
+    everywhere = set.intersection(*({finding.rule for finding in run.findings} for run in runs)) if len(runs) > 1 else set()
+    return [finding.rule for finding in runs[0].findings if finding.rule in everywhere] if everywhere else []
 
 
 def at_the_end(record: SweepRecord, best: Best) -> list[str]:

@@ -1,10 +1,11 @@
 """The table of a sweep: a row per run, the same on a terminal and on the page."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefopt.report.figures import METRICS
-from prefopt.report.sweep.best import find_best
+from prefopt.report.sweep.best import find_best, warned_of_all
 from prefopt.report.sweep.record import SweepRecord, SweptRun
 from prefopt.report.text import NO_FIGURE, clip, count, duration, plain, setting
 
@@ -58,8 +59,10 @@ def columns(record: SweepRecord) -> list[Column]:
     for name, title, says, rank in FIGURES:
         if any(run.after(name) is not None for run in runs):
             found.append(Column(title, says, tuple(figure(name, run) for run in runs), rank=rank))
-    if any(run.findings for run in runs):
-        found.append(Column("watch", "what the watch warned of and what still holds", tuple(map(watch, runs)), is_number=False, rank=1))
+    shared = warned_of_all(record)
+    if any(own := [watch(run, shared) for run in runs]):
+        says = "what the watch warned of, where it still holds; what it says of every run is said above"
+        found.append(Column("watch", says, tuple(own), is_number=False, rank=1))
     found.append(Column("time", "of its steps, evaluations included", tuple(duration(run.seconds) for run in runs), rank=4))
     return found
 
@@ -75,9 +78,10 @@ def figure(name: str, run: SweptRun) -> str:
     return METRICS[name].show(change.after, change.error) + error
 
 
-def watch(run: SweptRun) -> str:
-    """The rules that warn of it."""
-    return ", ".join(finding.rule for finding in run.findings)
+def watch(run: SweptRun, shared: Sequence[str]) -> str:
+    """The rules that warn of it; the first two, and how many more."""
+    rules = [finding.rule for finding in run.findings if finding.rule not in shared]
+    return ", ".join(rules[:2]) + (f" +{len(rules) - 2}" if len(rules) > 2 else "")
 
 
 def best_row(record: SweepRecord) -> int | None:
@@ -95,5 +99,6 @@ def fitting(found: list[Column], fits: Callable[[list[Column]], bool]) -> list[C
 
 
 def reasons(record: SweepRecord) -> list[tuple[str, str]]:
-    """The runs that ended in an error, each with what it said."""
-    return [(run.label, clip(run.message, 600)) for run in record.runs if run.state == "failed" and run.message]
+    """The runs that ended in an error, each with the first sentence of what it said; its own page has the rest."""
+    failed = [run for run in record.runs if run.state == "failed" and run.message]
+    return [(run.label, clip(re.split(r"(?<=[.!?])\s", run.message.strip())[0], 400)) for run in failed]
