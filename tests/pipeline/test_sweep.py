@@ -189,6 +189,15 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(
     assert said.out.splitlines()[-1:] == prefopt(*words_of(model_folder(), pairs, out, *words), "--resume").check().out.splitlines()[-1:]
 
 
+@pytest.fixture(scope="module")
+def four_steps(model_folder: Callable[..., Path], pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("alone")
+    for beta in ("0.05", "0.3"):
+        alone(model_folder(), pairs, folder / f"beta-{beta}", beta=beta, max_steps=4)
+    return folder
+
+
 @pytest.mark.parametrize(
     "blow",
     [
@@ -202,7 +211,7 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(
     ids=["first step", "the book", "second run", "its model", "the book after it", "the last page"],
 )
 def test_a_sweep_that_was_killed_goes_on_to_the_bit(
-    server: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path, blow: Blow
+    server: Server, model_folder: Callable[..., Path], pairs: str, four_steps: Path, tmp_path: Path, blow: Blow
 ):
     out = tmp_path / "run"
     words = words_of(model_folder(), pairs, out, "beta=0.05,0.3", max_steps=4, save_every_steps=1)
@@ -210,7 +219,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_bit(
     said = server.run([*words, "--resume"])
     assert states(out) == {"beta-0.05": "finished", "beta-0.3": "finished"}, said
     for beta in ("0.05", "0.3"):
-        same_run(out / f"beta-{beta}", alone(model_folder(), pairs, tmp_path / f"alone-{beta}", beta=beta, max_steps=4))
+        same_run(out / f"beta-{beta}", four_steps / f"beta-{beta}")
 
 
 def test_a_run_whose_numbers_are_not_finite_is_noted_and_the_others_run(
@@ -222,7 +231,7 @@ def test_a_run_whose_numbers_are_not_finite_is_noted_and_the_others_run(
     said = prefopt(*words)
     assert said.code == 2
     assert said.err.splitlines()[-1] == "prefopt: 1 of 2 runs failed: learning_rate 1e30. The others are done."
-    assert states(out) == {"learning-rate-1e30": "failed", "learning-rate-1e-3": "finished"}
+    assert states(out) == {"learning-rate-1e30": "failed", "learning-rate-0.001": "finished"}
     assert "learning_rate 1e30: the" in said.out
     assert "One run failed and cannot be compared: learning_rate 1e30." in said.out
     page = (out / "report.html").read_text()
@@ -332,9 +341,9 @@ def test_a_folder_that_holds_a_sweep_is_neither_gone_on_with_nor_replaced_unaske
     assert f"{tmp_path / 'sweep'} holds a sweep. Give another folder as out, --resume to go on with it" in said.err
     said = prefopt(*swept, "--resume", "--overwrite").check()
     assert "resume and overwrite exclude each other" in said.err
-    said = prefopt(*swept, "--resume", "--epochs", "5").check()
+    said = prefopt(*swept, "--resume", "--weight-decay", "0.5").check()
     assert "these settings differ from those of the sweep in " in said.err
-    assert "epochs was 3.0, is 5.0" in said.err
+    assert "weight_decay was 0.0, is 0.5" in said.err
     said = prefopt("sweep", "sft", "epochs=1,2", *swept[3:], "--resume").check()
     assert said.code == 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*") if path.is_file()} == before
@@ -425,6 +434,13 @@ def test_run_error_is_what_python_sees(model_folder: Callable[..., Path], pairs:
     with pytest.raises(RunError, match="1 of 2 runs failed: learning_rate 1e30"):
         package.sweep(
             *("dpo", {"learning_rate": [1e30, 1e-3]}),
-            **{"model": model_folder(), "data": pairs, "out": tmp_path / "s", "eval_fraction": 0.3, "batch_size": 4, "max_length": 128},
-            **{"device": "cpu", "precision": "float32", "samples": 0},
+            model=model_folder(),
+            data=pairs,
+            out=tmp_path / "s",
+            eval_fraction=0.3,
+            batch_size=4,
+            max_length=128,
+            device="cpu",
+            precision="float32",
+            samples=0,
         )

@@ -20,13 +20,15 @@ class Point:
     Attributes:
         x, y: where it stands.
         error: of `y`, drawn as a bar; None where it is not known.
-        label: what is said of it under the pointer, and beside it where it is named.
+        label: what is said of it under the pointer.
+        name: what stands beside it where points are not joined.
     """
 
     x: float
     y: float
     error: float | None
     label: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,14 @@ def frontier(record: SweepRecord) -> SweepChart | None:
     kl = next((name for name in ("samples/kl", "kl") if runs and all(run.after(name) is not None for run in runs)), None)
     if kl is None or len(runs) < 2:
         return None
-    points = [Point(run.after(kl) or 0.0, run.after("rewards/accuracy") or 0.0, run.error("rewards/accuracy"), run.label) for run in runs]
+    points = [
+        Point(
+            *(run.after(kl) or 0.0, run.after("rewards/accuracy") or 0.0, run.error("rewards/accuracy"), run.label),
+            name=", ".join(map(setting, run.values.values())),
+        )
+        for run in runs
+    ]
     on = "own answers" if kl == "samples/kl" else "data's answers"
-    says = "Up and to the left is better: more right for less. Of two runs of one height, the left one has kept more of what the model was."
+    says = f"Up and to the left is better: more right for less. Beside each point stands its {' and '.join(record.swept)}."
     series = Series("", "held", tuple(sorted(points, key=lambda point: point.x)))
     return SweepChart("Accuracy against KL", f"nats per answer, {on}", says, (series,), (), "KL", "share", ((0.5, "chance"),), joined=False)

@@ -17,6 +17,12 @@ MOST_TICKS = 8
 MOST_NAMES = 8
 """Points that are named beside them; of more, the first, the last and the highest are."""
 
+LETTER, LINE = 8.0, 15.0
+"""Width of a letter and height of a line in the units of a chart, as a narrow screen shows them."""
+
+Box = tuple[float, float, float, float]
+"""Left, lower, right and upper edge."""
+
 SIDE = 0.02
 """Sideways distance of the points of one place, so that the bars of several series do not cover each other."""
 
@@ -91,24 +97,39 @@ def name_ticks(axes: "Axes", chart: SweepChart) -> None:
 
 
 def name_points(axes: "Axes", points: list[Point]) -> None:
-    """What each point is, beside it: above or below, by turns, so that neighbours do not cover each other."""
+    """What each point is, beside it, where it covers the least of the others' points, bars and names."""
     named = points
     if len(points) > MOST_NAMES:
         highest = max(points, key=lambda point: point.y)
         named = [point for point in points if point in (points[0], points[-1], highest)]
-    low, high = axes.get_xlim()
-    for place, point in enumerate(named):
-        is_right = (point.x - low) / (high - low) > 0.75
-        axes.annotate(
-            point.label,
-            (point.x, point.y),
-            xytext=(-9 if is_right else 9, 5 if place % 2 == 0 else -5),
-            textcoords="offset points",
-            ha="right" if is_right else "left",
-            va="bottom" if place % 2 == 0 else "top",
-            color=COLOURS["muted"],
-            zorder=5,
-        )
+    to_place = axes.transData.transform
+    taken: list[Box] = []
+    for point in points:
+        x, y = to_place((point.x, point.y))
+        reach = to_place((point.x, point.y + (point.error or 0.0)))[1] - y
+        taken.append((x - 4, y - max(reach, 4), x + 4, y + max(reach, 4)))
+    for point in named:
+        x, y = to_place((point.x, point.y))
+        wide = LETTER * len(point.name)
+        # Right of it, left of it; level, above, below.
+        places = [
+            (side, up, (x + 8 if side > 0 else x - 8 - wide, y + up - LINE / 2, x + 8 + wide if side > 0 else x - 8, y + up + LINE / 2))
+            for up in (0, 13, -13)
+            for side in (1, -1)
+        ]
+        inside = [place for place in places if place[2][0] >= LEFT and place[2][2] <= WIDTH - RIGHT] or places
+        side, up, box = min(inside, key=lambda place: sum(common(place[2], other) for other in taken))
+        taken.append(box)
+        align = "left" if side > 0 else "right"
+        at = {"xytext": (8 * side, up), "textcoords": "offset points", "ha": align, "va": "center"}
+        axes.annotate(point.name, (point.x, point.y), color=COLOURS["muted"], zorder=5, **at)
+
+
+def common(one: "Box", other: "Box") -> float:
+    """The area that two boxes share."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
 
 
 def bands(chart: SweepChart, axes: "Axes") -> "list[str]":

@@ -20,7 +20,7 @@ from prefopt.report.sweep.charts import SweepChart, sweep_charts
 from prefopt.report.sweep.files import SweepFiles
 from prefopt.report.sweep.record import SweepRecord, read_sweep
 from prefopt.report.sweep.table import best_row, columns, reasons
-from prefopt.report.text import clock_time, duration, plural
+from prefopt.report.text import clock_time, duration, plural, setting
 
 
 def write_sweep_report(folder: Path, out: Path | None = None) -> Path:
@@ -149,7 +149,7 @@ def commands(record: SweepRecord) -> list[tuple[str, str]]:
     if any(run.state not in ("finished", "failed") for run in record.runs):
         found.append(("Go on with it", f"prefopt sweep --config {config} --resume"))
     name, values = next(iter(record.swept.items()))
-    more = ",".join([*(str(value) for value in values), "..."])
+    more = ",".join([*map(setting, values), "..."])
     found.append(("Add values; what is done stays", f"prefopt sweep --config {config} {name}={more} --resume"))
     found.append(("Run it again in another folder", f"prefopt sweep --config {config} --out NEW_FOLDER"))
     found.append(("Make this page again", f"prefopt report {shlex.quote(str(record.folder))}"))
