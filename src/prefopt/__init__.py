@@ -64,12 +64,11 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
         ConfigError: names every setting that is unknown, missing, wrong or cannot be swept.
         PrefoptError: the data or the model cannot be used, or runs failed, and why.
     """
-    from prefopt.pipeline.sweep.plan import plan_sweep
-
-    plan = plan_sweep(method, over, settings, source="the settings given to prefopt.sweep")
-    from prefopt.pipeline.sweep.run import run_sweep  # after the check: it loads torch, which takes seconds
-
-    return run_sweep(plan, callbacks=callbacks)
+    # By name: rooms below the pipeline import this module for its version, and must not lead to it.
+    plan = import_module("prefopt.pipeline.sweep.plan").plan_sweep(method, over, settings, source="the settings given to prefopt.sweep")
+    run = import_module("prefopt.pipeline.sweep.run").run_sweep  # after the check: it loads torch, which takes seconds
+    result: SweepResult = run(plan, callbacks=callbacks)
+    return result
 
 
 def __getattr__(name: str) -> Any:

@@ -82,6 +82,11 @@ def sweep_charts(record: SweepRecord) -> list[SweepChart]:
     """All charts that there are figures for."""
     if not record.finished:
         return []
+    of_margin = (
+        "β is a factor of every reward: with a larger one the same model has a larger margin."
+        if "beta" in record.swept
+        else "Reward of the chosen answer less that of the rejected."
+    )
     found = [
         over_swept(
             record,
@@ -91,9 +96,7 @@ def sweep_charts(record: SweepRecord) -> list[SweepChart]:
             scale="share",
             levels=((0.5, "chance"),),
         ),
-        over_swept(
-            record, (("rewards/margin", ""),), "β is a factor of every reward: with a larger one the same model has a larger margin."
-        ),
+        over_swept(record, (("rewards/margin", ""),), of_margin),
         over_swept(
             record,
             (("kl", "data's answers"), ("samples/kl", "own answers")),

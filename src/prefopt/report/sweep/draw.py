@@ -2,7 +2,7 @@
 
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefopt.report.charts import Level, show
 from prefopt.report.draw import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, canvas, draw_level, inline_svg, label_axes, written
@@ -121,7 +121,7 @@ def name_points(axes: "Axes", points: list[Point]) -> None:
         side, up, box = min(inside, key=lambda place: sum(common(place[2], other) for other in taken))
         taken.append(box)
         align = "left" if side > 0 else "right"
-        at = {"xytext": (8 * side, up), "textcoords": "offset points", "ha": align, "va": "center"}
+        at: dict[str, Any] = {"xytext": (8 * side, up), "textcoords": "offset points", "ha": align, "va": "center"}
         axes.annotate(point.name, (point.x, point.y), color=COLOURS["muted"], zorder=5, **at)
 
 
