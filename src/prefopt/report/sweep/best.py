@@ -22,6 +22,10 @@ MANY = 8
 highest figure lies 1.4 standard errors above the others' mean."""
 
 
+MOST_NAMED = 5
+"""Runs that are named one by one as not clearly worse."""
+
+
 @dataclass(frozen=True, slots=True)
 class Behind:
     """A run beside the best one.
@@ -157,7 +161,8 @@ def how_sure(best: Best) -> list[str]:
     change, lines = best.run.figures[best.figure], []
     known = best.level and all(other.error is not None for other in best.level)
     if known:
-        names = "; ".join(f"{other.run.label} ({amount(best, other)})" for other in best.level)
+        names = "; ".join(f"{other.run.label} ({amount(best, other)})" for other in best.level[:MOST_NAMED])
+        names += f"; and {len(best.level) - MOST_NAMED} more" if len(best.level) > MOST_NAMED else ""
         everyone = "None of the others is" if len(best.level) == len(best.behind) else "Not"
         lines.append(
             f"{everyone} clearly worse, by less than two standard errors of the difference on the same examples: {names}."
@@ -226,7 +231,9 @@ def warned_of_all(record: SweepRecord) -> list[str]:
 
 def at_the_end(record: SweepRecord, best: Best) -> list[str]:
     """Where the best value is the first or the last of those tried, what lies beyond is not known."""
-    lines = []
+    lines: list[str] = []
+    if len(best.level) == len(best.behind):  # the order says nothing
+        return lines
     for name, values in record.swept.items():
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         value = best.run.values.get(name)
@@ -249,6 +256,8 @@ def headline(record: SweepRecord) -> tuple[str, str]:
         return f"Only {best.run.label} can be judged", "mixed"
     if not best.level:
         return f"{best.run.label} is best", "good"
+    if not any(other.by for other in best.behind):
+        return "The runs came out equal", "mixed"
     if len(best.level) == len(best.behind):
         return f"{best.run.label} is ahead, but of no other clearly", "mixed"
     return f"{best.run.label} is ahead, with {plural(len(best.level), 'run')} close behind", "good"

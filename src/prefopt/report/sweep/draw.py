@@ -47,7 +47,7 @@ def draw_sweep_chart(chart: SweepChart) -> str:
         xs = [point.x + shift for point in series.points]
         for x, point in zip(xs, series.points, strict=True):
             if point.error:
-                axes.plot([x, x], [point.y - point.error, point.y + point.error], color=colour, linewidth=1.5, alpha=0.55, zorder=3)
+                axes.plot([x, x], ends_of(point, chart), color=colour, linewidth=1.5, alpha=0.55, zorder=3)
         line = 2 if chart.joined else 0
         axes.plot(
             *(xs, [point.y for point in series.points]),
@@ -72,20 +72,28 @@ def draw_sweep_chart(chart: SweepChart) -> str:
 
 def set_ends(axes: "Axes", chart: SweepChart, points: list[Point]) -> None:
     """Where the axes end: a little beyond the points and their bars; a level counts where it is near."""
-    values = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
+    values = [end for point in points for end in ends_of(point, chart)]
     low, high = min(values), max(values)
     reach = (high - low) or abs(high) * 0.2 or 1.0
     for level, _ in chart.levels:
         if low - reach <= level <= high + reach:
             low, high = min(low, level), max(high, level)
     room = 0.12 * ((high - low) or reach)
+    if chart.scale == "share":
+        room = min(room, 0.04)  # no axis goes on to 105 %
     axes.set_ylim(low - room, high + room)
     if chart.ticks:
         axes.set_xlim(-0.5, len(chart.ticks) - 0.5)
     else:
-        least, most = min(point.x for point in points), max(point.x for point in points)
-        side = 0.08 * ((most - least) or abs(most) or 1.0)
-        axes.set_xlim(min(0.0, least - side) if least < 0.5 * most else least - side, most + 2.5 * side)
+        # From 0: the model before training stands there.
+        most = max(point.x for point in points) or 1.0
+        axes.set_xlim(-0.02 * most, 1.2 * most)
+
+
+def ends_of(point: Point, chart: SweepChart) -> list[float]:
+    """The ends of a point's bar; no share is below 0 or above 1."""
+    ends = [point.y - (point.error or 0.0), point.y + (point.error or 0.0)]
+    return [min(max(end, 0.0), 1.0) for end in ends] if chart.scale == "share" else ends
 
 
 def name_ticks(axes: "Axes", chart: SweepChart) -> None:

@@ -85,9 +85,9 @@ def watch(run: SweptRun, shared: Sequence[str]) -> str:
 
 
 def best_row(record: SweepRecord) -> int | None:
-    """The place of the best run; None where there is no other to be better than."""
+    """The place of the best run; None where there is no other that it is better than."""
     best = find_best(record)
-    return record.runs.index(best.run) if best is not None and best.behind else None
+    return record.runs.index(best.run) if best is not None and any(other.by for other in best.behind) else None
 
 
 def fitting(found: list[Column], fits: Callable[[list[Column]], bool]) -> list[Column]:
