@@ -1,4 +1,4 @@
-"""Pictures of report.html, for eyes: runs in several states at two widths, light and dark, and as printed.
+"""Pictures of report.html, for eyes: runs in several states (or sweeps) at two widths, light and dark, and as printed.
 
     python bench/report_screenshots.py OUT [RUN ...]
 
@@ -17,6 +17,8 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from prefopt.report.page import write_report
+from prefopt.report.sweep.files import is_sweep
+from prefopt.report.sweep.page import write_sweep_report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -60,7 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = given.runs or [make_run(Path(scratch) / name, **settings) for name, settings in STATES.items()]
         for run in runs:
-            page = write_report(run, given.out / f"{run.resolve().name}.html").resolve()
+            write = write_sweep_report if is_sweep(run) else write_report
+            page = write(run, given.out / f"{run.resolve().name}.html").resolve()
             print(f"{page}: {page.stat().st_size / 1000:.0f} kB")
             for width in WIDTHS:
                 for scheme in SCHEMES:

@@ -7,17 +7,18 @@ model, `prefopt.Callback` the base of code that follows a run. They load torch w
 `import prefopt` and the command line's help do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Policy", "__version__", "losses", "train"]
+__all__ = ["Callback", "Policy", "__version__", "losses", "sweep", "train"]
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
+    from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
 
@@ -45,6 +46,29 @@ def train(method: "str | Method", *, callbacks: "Sequence[Callback]" = (), **set
     from prefopt.training.run import train as run  # after the check: it loads torch, which takes seconds
 
     return run(method, checked, callbacks=callbacks)
+
+
+def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Sequence[Callback]" = (), **settings: Any) -> "SweepResult":
+    """Train with several values of settings, and compare the runs on the same held-out examples; what `prefopt sweep` does.
+
+    Args:
+        method: a method's name.
+        over: name of a setting -> its values; of several settings, every combination is run.
+        callbacks: code of your own that follows every run.
+        settings: what all runs share, by the names of `train`; and `max_runs`, the most runs that a sweep may come to.
+
+    Returns:
+        Where the sweep and the page about it lie, the figures of its runs, and which is best.
+
+    Raises:
+        ConfigError: names every setting that is unknown, missing, wrong or cannot be swept.
+        PrefoptError: the data or the model cannot be used, or runs failed, and why.
+    """
+    # By name: rooms below the pipeline import this module for its version, and must not lead to it.
+    plan = import_module("prefopt.pipeline.sweep.plan").plan_sweep(method, over, settings, source="the settings given to prefopt.sweep")
+    run = import_module("prefopt.pipeline.sweep.run").run_sweep  # after the check: it loads torch, which takes seconds
+    result: SweepResult = run(plan, callbacks=callbacks)
+    return result
 
 
 def __getattr__(name: str) -> Any:

@@ -116,7 +116,7 @@ import sys, prefopt
 assert not {"torch", "pydantic"} & set(sys.modules)
 assert prefopt.Policy.__name__ == "Policy"
 assert prefopt.losses.dpo_loss
-assert not {"losses", "Policy", "train"} - set(dir(prefopt))
+assert not {"losses", "Policy", "sweep", "train"} - set(dir(prefopt))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

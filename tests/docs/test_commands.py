@@ -16,6 +16,7 @@ from prefopt.cli.flags import Given
 from prefopt.config import Settings, check, read_yaml, underscored
 from prefopt.methods.table import METHODS
 from prefopt.pipeline.stages import plan_stages
+from prefopt.pipeline.sweep.plan import SweepPlan, plan_sweep
 from prefopt.training.assemble import method_named, settings_for
 
 WRITTEN = [page for page in PAGES if page.name not in GENERATED]
@@ -45,9 +46,13 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         plan_stages(values, overrides)
         raise Understood
 
+    def stop(plan: SweepPlan, **_: Any) -> None:
+        raise Understood
+
     with monkeypatch.context() as patch:
         patch.setattr(Given, "check", check_and_stop)
         patch.setattr("prefopt.pipeline.stages.run_stages", plan_and_stop)
+        patch.setattr("prefopt.pipeline.sweep.run.run_sweep", stop)
         yield
 
 
@@ -83,6 +88,8 @@ def test_command_lines_are_understood(
         ("train dpo --model m", False),
         ("trian dpo", False),
         ("train --help", True),
+        ("sweep beta=0.1,0.3 --model m --data d --out o --eval-fraction 0.1", True),
+        ("sweep betta=0.1,0.3 --model m --data d --out o --eval-fraction 0.1", False),
     ],
 )
 def test_a_wrong_command_line_would_be_noticed(words: str, right: bool, monkeypatch: pytest.MonkeyPatch):
@@ -96,6 +103,9 @@ def test_yaml_is_settings(block: Block, tmp_path: Path):
     values = read_yaml(path)
     if "stages" in values:
         plan_stages({name: underscored(value, source=name) if isinstance(value, dict) else value for name, value in values.items()}, {})
+    elif "sweep" in values:
+        required = {"model": "m", "data": "d", "out": "o"}
+        plan_sweep(values.pop("method", "dpo"), values.pop("sweep"), required | values)
     elif "method" in values:
         kind = settings_for(method_named(values.pop("method")))
         required = {"model": "m", "data": "d", "out": "o"}
@@ -111,9 +121,9 @@ def test_yaml_is_settings(block: Block, tmp_path: Path):
 
 def all_settings() -> set[str]:
     """The settings of all commands, as flags without their dashes."""
-    from prefopt.cli.train_method import panels
+    from prefopt.cli.sweep_method import sweep_panels
 
-    names = {name for row in METHODS for panel in panels(row.load()) for name in panel.fields}
+    names = {name for row in METHODS for panel in sweep_panels(row.name) for name in panel.fields}
     for module in COMMANDS:
         app = __import__(f"prefopt.cli.{module}", fromlist=["app"]).app
         for parameter in signature_of(app):

@@ -34,6 +34,8 @@ def by_file(
         names = ", ".join(row.name for row in METHODS)
         raise ConfigError(f"name a method ({names}) or a YAML file: prefopt train METHOD ..., prefopt train --config run.yaml")
     values = read_config(config)
+    if "sweep" in values:
+        raise ConfigError(f"{config} is for a sweep, not for one run: prefopt sweep --config {config}")
     if ("method" in values) == ("stages" in values):
         raise ConfigError(f"{config} must say what to run: either `method: dpo`, or `stages: [sft, dpo]`.")
     if "method" in values:

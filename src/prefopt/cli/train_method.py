@@ -3,7 +3,7 @@
 Apart from the group `train`, whose help needs none of the definitions that are imported here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +61,42 @@ def method_app(name: str) -> App:
 
 def train_with(name: str, given: Given) -> None:
     """Train with a method, by the flags and the file that they name."""
-    path = given.values.pop("config", None)
-    again = None
-    if path is not None:
-        in_file = read_config(Path(path))
-        if is_manifest(in_file):
-            again = Again(Path(path), in_file, frozenset(given.values))
-            resume = str(given.values.get("resume", "off")).lower() in ("on", "true", "yes", "1")
-            in_file = again.settings(out=given.values.get("out"), resume=resume)
-        if "stages" in in_file:
-            raise ConfigError(f"{path} runs stages, not one method: prefopt train --config {path}")
-        if (other := in_file.pop("method", name)) != name:
-            raise ConfigError(f"{path} is for the method {other}, and the command says {name}. Leave one of the two out.")
-        given = given.over(in_file, str(path))
+    given, again = over_file(name, given)
     settings = given.check(settings_for(method_named(name)))
     from prefopt.training.run import train  # loads torch, which takes seconds: only once the settings are right
 
     train(name, settings, again=again)
+
+
+def over_file(name: str, given: Given, *, replaced: Collection[str] = (), is_sweep: bool = False) -> tuple[Given, Again | None]:
+    """The flags on top of the file that `--config` names; and the run that is to be repeated, where that is a manifest.
+
+    Args:
+        name: of the method.
+        given: the flags.
+        replaced: settings that win over the file and are no flags.
+        is_sweep: whether the file may say what is swept.
+
+    Raises:
+        ConfigError: the file cannot be read, or is for something else.
+    """
+    path = given.values.pop("config", None)
+    if path is None:
+        return given, None
+    again = None
+    in_file = read_config(Path(path))
+    if is_manifest(in_file):
+        again = Again(Path(path), in_file, frozenset({*given.values, *replaced}))
+        resume = str(given.values.get("resume", "off")).lower() in ("on", "true", "yes", "1")
+        in_file = again.settings(out=given.values.get("out"), resume=resume)
+    if "stages" in in_file:
+        what = "which cannot be swept" if is_sweep else f"not one method: prefopt train --config {path}"
+        raise ConfigError(f"{path} runs stages, {what}")
+    if "sweep" in in_file and not is_sweep:
+        raise ConfigError(f"{path} is for a sweep, not for one run: prefopt sweep --config {path}")
+    if (other := in_file.pop("method", name)) != name:
+        raise ConfigError(f"{path} is for the method {other}, and the command says {name}. Leave one of the two out.")
+    return given.over({key: value for key, value in in_file.items() if key not in replaced}, str(path)), again
 
 
 def stages_with(values: Mapping[str, Any], words: Sequence[str], *, source: str) -> None:

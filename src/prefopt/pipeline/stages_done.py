@@ -38,8 +38,17 @@ def inputs(settings: RunSettings) -> dict[str, list[int]]:
 
 def is_done(settings: RunSettings, method: Method) -> bool:
     """Whether a stage has finished with these settings, nothing that it reads has changed since, and its model is there."""
+    return still_done((read_json(settings.out.parent / NOTED) or {}).get(settings.out.name), settings, method)
+
+
+def still_done(noted: Any, settings: RunSettings, method: Method) -> bool:
+    """Whether a run has finished with these settings, nothing that it reads has changed since, and its model is there.
+
+    Args:
+        noted: what `noted_of` gave when it ended; anything else: it is not known to have ended.
+        settings, method: of the run, as they are given now.
+    """
     files = RunFiles(settings.out)
-    noted = (read_json(settings.out.parent / NOTED) or {}).get(settings.out.name)
     manifest, summary = read_json(files.manifest), read_json(files.summary)
     if not isinstance(noted, dict) or manifest is None or summary is None or not files.card.is_file():
         return False
@@ -56,10 +65,19 @@ def note_done(settings: RunSettings, method: Method, read: Mapping[str, list[int
         read: what `inputs` gave before it began.
     """
     path = settings.out.parent / NOTED
-    manifest = read_json(RunFiles(settings.out).manifest) or {}
-    entry = {"started": manifest.get("started"), "settings": _deciding(settings, method), "inputs": dict(read)}
     with suppress(OSError):
-        write_whole(path, json.dumps((read_json(path) or {}) | {settings.out.name: entry}, indent=2) + "\n")
+        write_whole(path, json.dumps((read_json(path) or {}) | {settings.out.name: noted_of(settings, method, read)}, indent=2) + "\n")
+
+
+def noted_of(settings: RunSettings, method: Method, read: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What is kept of a run that has ended, for `still_done`; of JSON.
+
+    Args:
+        settings, method: of the run.
+        read: what `inputs` gave before it began.
+    """
+    manifest = read_json(RunFiles(settings.out).manifest) or {}
+    return {"started": manifest.get("started"), "settings": _deciding(settings, method), "inputs": dict(read)}
 
 
 def _deciding(settings: RunSettings, method: Method) -> dict[str, Any]:

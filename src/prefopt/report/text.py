@@ -143,6 +143,16 @@ def rate(value: float | None) -> str:
     return f"{float(digits):g}{e}{int(power)}" if value and not 0.001 <= abs(value) < 1000 else f"{value:g}"
 
 
+def setting(value: Any) -> str:
+    """A setting's value as a user would write it, and as no other value is written: `1e-6`, `on`."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        # The shortest text that is this number, without the zeros that Python adds.
+        return re.sub(r"e([-+]?)0*(\d+)$", lambda found: f"e{found[1].strip('+')}{found[2]}", repr(value)).removesuffix(".0")
+    return "none" if value is None else str(value)
+
+
 def signed(text: str) -> str:
     """With a minus sign in place of a hyphen, and no minus before zero."""
     return text.lstrip("-") if not text.strip(f"-0.,%{UNIT}") else text.replace("-", "−")

@@ -143,7 +143,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
         narrator.say(f"there is no folder {settings.model} here; looking for it on the hub")
     with processes.main_first():
         if processes.is_main:
-            read = _models_read(settings) if settings.overwrite else ()
+            read = models_read(settings) if settings.overwrite else ()
             book.lock = folder.prepare(resume=settings.resume, overwrite=settings.overwrite, models=read)
             book.callbacks = (*make_reporters(settings.report_to, folder.path, narrator.say), *book.callbacks)
     checkpoints = Checkpoints(folder.files.checkpoints, keep=settings.keep_checkpoints)
@@ -174,7 +174,7 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     return RunResult(folder.path, folder.files.model, summary)
 
 
-def _models_read(settings: RunSettings) -> list[str]:
+def models_read(settings: RunSettings) -> list[str]:
     """Where the run reads weights: of an adapter its base too, without which neither it nor what is trained on it is worth anything."""
     named = (settings.model, reference_settings(settings).reference)
     return [place for place in (settings.adapter, *(part for name in named if name for part in locate(name))) if place]

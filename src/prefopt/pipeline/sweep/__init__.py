@@ -1,0 +1,1 @@
+"""A sweep: one method over several values of its settings, compared on the same held-out examples."""

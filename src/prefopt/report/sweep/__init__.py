@@ -1,0 +1,1 @@
+"""The page and the table about a sweep: its runs beside each other."""
