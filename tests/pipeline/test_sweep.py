@@ -139,6 +139,7 @@ def test_python_gets_what_came_of_it(model_folder: Callable[..., Path], pairs: s
 
 
 def test_memory_is_counted_anew_for_each_run():
+    keep_freed_memory()
     forget_peak_memory()
     before = peak_memory_gb(torch.device("cpu"))
     block = bytearray(300_000_000)

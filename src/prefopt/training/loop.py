@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import ReferenceLogps, TokenLogps
+from prefopt.machine import give_freed_memory_back
 from prefopt.methods.method import Method, State
 from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.reference import Reference
@@ -316,5 +317,6 @@ def forget_peak_memory() -> None:
     """Count `peak_memory_gb` anew, for a run that follows another one in this process. Where the system cannot, it goes on as it was."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+    give_freed_memory_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the process's high-water mark is what it holds now
