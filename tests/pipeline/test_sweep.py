@@ -18,6 +18,7 @@ from tests.training.runs import figures, weights
 
 import prefopt as package
 from prefopt.errors import ConfigError, RunError
+from prefopt.machine import keep_freed_memory
 from prefopt.training.loop import Trainer, forget_peak_memory, peak_memory_gb
 
 __all__ = ["pairs", "server"]
