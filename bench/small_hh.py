@@ -54,6 +54,9 @@ def prepare(work: Path, data: Path, *, num_pairs: int, hidden: int, layers: int,
         hidden, layers: of the model.
         sft_epochs: passes over the other rows.
     """
+    from prefopt.machine import prepare_environment
+
+    prepare_environment()
     from prefopt.pipeline.new import new_model
     from prefopt.pipeline.new_settings import NewSettings
     from prefopt.training.run import train_with
