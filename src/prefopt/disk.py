@@ -1,9 +1,13 @@
 """Files and folders that appear by a rename, whole or not at all, and what a disk has really taken of them."""
 
+import io
 import os
 import shutil
+import weakref
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 
 def draft_of(path: Path) -> Path:
@@ -82,3 +86,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class Spool:
+    """Bytes to be read again: in memory while they are few, then in a temporary file that goes with this object.
+
+    Args:
+        held: bytes that are held in memory.
+    """
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+        self.file: IO[bytes] = io.BytesIO()
+        """What was written; whoever reads it seeks first."""
+
+    def write(self, part: bytes) -> None:
+        """Add to the end.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
+        if isinstance(self.file, io.BytesIO) and self.file.tell() + len(part) > self.held:
+            held, self.file = self.file, TemporaryFile()  # noqa: SIM115
+            weakref.finalize(self, self.file.close)
+            self.file.write(held.getbuffer())
+        self.file.write(part)

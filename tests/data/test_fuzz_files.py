@@ -232,7 +232,7 @@ def test_a_file_that_must_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
     def forbidden(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")  # root reads whatever its mode is
 
-    for method in ("read_bytes", "is_dir", "iterdir"):
+    for method in ("open", "is_dir", "iterdir"):
         given = path.parent if method == "iterdir" else path
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, method, forbidden)

@@ -40,7 +40,8 @@ class Sleeps:
 
 
 def start(grower: Any, examples: list[int]) -> Iterator[list[Any]]:
-    return in_processes(grower, examples, 2)  # type: ignore[arg-type]
+    batches = (examples[first : first + 3] for first in range(0, len(examples), 3))
+    return in_processes(grower, batches, 2)  # type: ignore[arg-type]
 
 
 def test_all_is_done_in_order_by_other_processes():

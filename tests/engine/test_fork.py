@@ -8,11 +8,12 @@ import torch
 from tests.models.architectures import one_thread, tiny_model
 from tests.training.runs import losses, pair_rows, run, write_rows
 
+from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.layout import ForkLayout
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
-from prefopt.training.cut import cut, num_positions
+from prefopt.training.cut import cut, needed_positions, num_positions
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -82,6 +83,7 @@ def test_a_batch_holds_what_padding_takes():
         sizes = [pack(micro_batch.trees, sharing=sharing).num_tokens for micro_batch in plan]
         assert max(sizes) <= 40
         assert len(sizes) > 1
+        assert needed_positions(Sizes.of([TREES[1]]), sharing).tolist() == [pack([TREES[1]], sharing=sharing).num_tokens]
         assert num_positions([TREES[1]], sharing) == pack([TREES[1]], sharing=sharing).num_tokens
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.training.group_server import Server
-from tests.training.runs import losses, run
+from tests.training.runs import figures, losses, rows, run
 
 from prefopt.training.precompute import lacking, portions, value_lengths
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -46,3 +46,19 @@ def test_caches_that_differ_give_the_run_that_one_cache_gives(
     same = {"method": "dpo", "model": model_folder(), "data": pairs, "samples": 0, "max_steps": 2}
     groups.run("train", out=tmp_path / "two", cache_dir=caches[0], of_rank=of_rank, parallel="fsdp", **same)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def test_a_run_on_little_memory_is_the_run_on_much(
+    model_folder: Callable[..., Path], pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Trees read from the disk, the reference computed in parts and read from its cache: the same numbers, but for how parts are packed."""
+    run("dpo", model_folder(), pairs, tmp_path / "much", eval_fraction=0.3)
+    for name, limit in (("data.store.HELD", 100), ("models.reference_values.HELD", 100), ("training.precompute.PORTION", 4)):
+        monkeypatch.setattr(f"prefopt.{name}", limit)
+    settings = {"eval_fraction": 0.3, "cache_dir": tmp_path / "other cache"}
+    run("dpo", model_folder(), pairs, tmp_path / "little", **settings)
+    assert losses(tmp_path / "little") == pytest.approx(losses(tmp_path / "much"), abs=1e-5)
+    evaluated = [[row["eval/loss"] for row in rows(tmp_path / name) if "eval/loss" in row] for name in ("little", "much")]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
+    run("dpo", model_folder(), pairs, tmp_path / "again", **settings)
+    assert figures(tmp_path / "again") == figures(tmp_path / "little"), "from the caches, to the bit"

@@ -42,21 +42,24 @@ def rows_of(settings: CheckSettings) -> list[str]:
         DataError: a source or a row cannot be used, as `prefopt.data.dataset.load`.
     """
     from prefopt.data import sources
-    from prefopt.data.dataset import check
-    from prefopt.data.rows import count_reasons, stop_at_bad_rows
+    from prefopt.data.reading import readings
+    from prefopt.data.rows import Dropped, Faults, stop_at_bad_rows
     from prefopt.data.summary import source_lines
 
     found = sources.find(settings.data)
-    checked = check([sources.read(place) for place in found.places], settings, settings.kind)
+    read = readings([sources.read(place) for place in found.places], settings, settings.kind)
+    bad = Faults()
+    for entry in (entry for reading in read for entry in reading):
+        if isinstance(entry, Dropped):
+            bad.add(entry)
+    num_rows = sum(reading.num_rows for reading in read)
     if settings.on_bad_row == "stop":
-        stop_at_bad_rows(list(checked.dropped), checked.num_rows)
-    lines = [line for source in checked.sources for line in source_lines(source)]
+        stop_at_bad_rows(bad.first, bad.counts, num_rows)
+    lines = [line for reading in read for line in source_lines(reading.summary())]
     lines += [f"ignored: {name}" for name in found.ignored]
-    lines.append(f"{checked.num_rows:,} rows -> {len(checked.examples):,} examples")
-    if checked.dropped:
-        lines.append(
-            f"dropped {len(checked.dropped):,}: {', '.join(f'{reason} {n:,}' for reason, n in count_reasons(checked.dropped).items())}"
-        )
+    lines.append(f"{num_rows:,} rows -> {num_rows - bad.num:,} examples")
+    if bad.num:
+        lines.append(f"dropped {bad.num:,}: {', '.join(f'{reason} {n:,}' for reason, n in bad.counts.items())}")
     return lines
 
 

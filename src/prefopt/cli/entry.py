@@ -27,6 +27,7 @@ COMMANDS = {
     "sweep": "Train with several values of a setting, and compare the runs.",
     "methods": "List the methods.",
     "data": "Read and check files of examples, and say what is in them.",
+    "cache": "Say what the caches take of the disk, and remove what nobody uses.",
     "report": "Write one page about a run: what came of it, and why.",
     "generate": "Answer prompts with a model, beside its reference.",
     "chat": "Talk to a model and its reference, side by side.",

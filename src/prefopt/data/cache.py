@@ -1,42 +1,34 @@
 """Trees on disk, by content: the same rows, settings, template and tokenizer give the same file.
 
-A file is a digest line and a safetensors payload: flat arrays of ids, and the summary and dropped
-rows as JSON; nothing is pickled. A file whose digest does not match is not used. Writing is atomic,
-and a cache that cannot be written is no reason to stop.
+A file (`prefopt.data.store`) whose digest does not match is not used. Writing is atomic. A cache that
+cannot be written is no reason to stop, unless the data is too large to be held in memory instead.
 """
 
 import json
 import os
-import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from prefopt.trees import Completion, PromptTree
+from prefopt.data.store import Damaged, Stored, open_file
+from prefopt.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 3
+VERSION = 5
 """Raise it whenever the same rows would give other trees or another file."""
 
-Arrays = dict[str, npt.NDArray[Any]]
+TOKENS = "tokens"
+"""Folder of the files of trees, in that of all caches."""
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What is kept: the trees, and a JSON object about them."""
-
-    trees: tuple[PromptTree, ...]
-    about: dict[str, Any]
+KINDS = {TOKENS: "tokens", "reference": "reference values"}
+ENDINGS = {TOKENS: (".trees", ".partial"), "reference": (".sqlite", ".damaged")}
+"""What the files of the caches are called; others are not ours."""
 
 
 def cache_folder(given: Path | None) -> Path:
@@ -53,152 +45,94 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A digest of how the tokenizer turns text into ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     try:
-        rules = json.loads(backend.to_str()) if backend is not None else {}
+        # Padding and truncation stand before the tokens: set by the last call that asked for them, they do not touch the ids here.
+        rules = backend.to_str().partition('"added_tokens"')[2] if backend is not None else ""
     except Exception:  # a backend with parts in Python cannot be written out
-        rules = {}
-    # Set by the last call that padded or truncated; they do not touch the ids that are asked for here.
-    for passing in ("padding", "truncation"):
-        rules.pop(passing, None)
+        rules = ""
     about = {
         "class": type(tokenizer).__name__,
-        "rules": rules or sorted(tokenizer.get_vocab().items()),
+        "rules": sha256(rules.encode()).hexdigest() if rules else sorted(tokenizer.get_vocab().items()),
         "added": sorted(tokenizer.get_added_vocab().items()),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }
     return sha256(json.dumps(about, sort_keys=True, default=str).encode(errors="surrogatepass")).hexdigest()
 
 
-def load(folder: Path, key: str) -> Entry | None:
-    """The entry, or None where there is none or it is damaged (then with a warning)."""
-    path = folder / f"{key}.trees"
+def load(folder: Path, name: str) -> Stored | None:
+    """The file of that name, or None where there is none or it is damaged (then with a warning)."""
+    path = folder / name
     try:
-        content = path.read_bytes()
+        found = open_file(path)
     except OSError:
         return None
-    digest, _, payload = content.partition(b"\n")
-    if digest != sha256(payload).hexdigest().encode():
+    except Damaged:
         warnings.warn(f"the cached tokens in {path} are damaged and are made anew", stacklevel=2)
         return None
-    from safetensors.numpy import load as load_arrays
+    with suppress(OSError):
+        os.utime(path)  # so that what is in use is not pruned
+    return found
 
-    arrays = load_arrays(payload)
-    return Entry(unpack(arrays), json.loads(arrays["about"].tobytes()))
+
+def name_of(key: str) -> str:
+    """The name of a key's file."""
+    return f"{key}.trees"
 
 
-def save(folder: Path, key: str, entry: Entry) -> None:
-    """Keeps an entry; where that fails it warns and goes on."""
-    from safetensors.numpy import save as save_arrays
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One file of a cache.
 
-    about = np.frombuffer(json.dumps(entry.about, default=str).encode(), dtype=np.uint8)
-    payload = save_arrays({**pack(entry.trees), "about": about})
-    temporary: str | None = None
+    Attributes:
+        path: of the file.
+        num_bytes: its size.
+        idle_days: since a run has used it.
+    """
+
+    path: Path
+    num_bytes: int
+    idle_days: float
+
+
+def kept(folder: Path, kind: str) -> list[Kept]:
+    """The files of one of the caches.
+
+    Raises:
+        DataError: the folder cannot be looked at.
+    """
+    found = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_drafts(folder)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            file.write(sha256(payload).hexdigest().encode() + b"\n")
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(folder / f"{key}.trees")
+        for path in sorted((folder / kind).glob("*") if (folder / kind).is_dir() else ()):
+            state = path.stat()
+            if path.is_file() and path.suffix in ENDINGS[kind]:
+                found.append(Kept(path, state.st_size, (time.time() - state.st_mtime) / 86400))
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        warnings.warn(
-            f"tokens cannot be cached in {folder} ({error.strerror}); going on without. Set cache_dir to another folder.", stacklevel=2
-        )
+        raise DataError(f"{folder} cannot be looked at: {error.strerror}. Give the folder of the caches as cache_dir.") from None
+    return found
 
 
-def fingerprint(trees: Sequence[PromptTree]) -> str:
-    """A digest of what the trees hold but for where their rows stand: the same data, the same digest."""
-    digest = sha256()
-    for name, array in sorted(pack(trees).items()):
-        if name != "row_ids":
-            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:40]
+def report(folder: Path) -> list[str]:
+    """What the caches hold, a line each."""
+    lines = [f"caches in {folder}:"]
+    for kind, words in KINDS.items():
+        files = kept(folder, kind)
+        idle = f", the longest unused for {max(one.idle_days for one in files):.0f} days" if files else ""
+        lines.append(f"  {words}: {len(files)} files, {sum(one.num_bytes for one in files) / 1e9:.2f} GB{idle}")
+    return lines
 
 
-def remove_drafts(folder: Path) -> None:
-    """Clear away what processes that were killed while writing left behind: what nobody has written to for a day."""
-    for left in folder.glob("*.partial"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                left.unlink()
+def prune(folder: Path, older_than_days: float) -> str:
+    """Remove what no run has used for so long; a run that has one of the files open reads it to its end.
 
+    Returns:
+        what was done, in words.
 
-def pack(trees: Sequence[PromptTree]) -> Arrays:
-    """The trees as flat arrays; NaN and −1 stand for None."""
-    completions = [completion for tree in trees for completion in tree.completions]
-    masks = [completion.scored for completion in completions]
-    return {
-        "prompt_ids": flat([tree.prompt_ids for tree in trees], np.int32),
-        "prompt_lengths": np.array([len(tree.prompt_ids) for tree in trees], dtype=np.int64),
-        "completion_ids": flat([completion.ids for completion in completions], np.int32),
-        "completion_lengths": np.array([len(completion.ids) for completion in completions], dtype=np.int64),
-        "branches": np.array([len(tree.completions) for tree in trees], dtype=np.int64),
-        "masked": np.array([mask is not None for mask in masks], dtype=np.bool_),
-        "masks": flat([mask for mask in masks if mask is not None], np.bool_),
-        "labels": np.array([-1 if completion.label is None else int(completion.label) for completion in completions], dtype=np.int8),
-        "ranks": np.array([-1 if completion.rank is None else completion.rank for completion in completions], dtype=np.int32),
-        "rewards": optional([completion.reward for completion in completions]),
-        "reference_logps": optional([completion.reference_logp for completion in completions]),
-        "weights": np.array([tree.weight for tree in trees], dtype=np.float64),
-        "row_ids": texts([tree.row_id for tree in trees]),
-        "openings": texts([tree.opening for tree in trees]),
-    }
-
-
-def unpack(arrays: Arrays) -> tuple[PromptTree, ...]:
-    """The trees that `pack` flattened; their ids are views of the arrays."""
-    for array in arrays.values():
-        array.flags.writeable = False
-    ids = split(arrays["completion_ids"], arrays["completion_lengths"])
-    mask_of = iter(split(arrays["masks"], arrays["completion_lengths"][arrays["masked"]]))
-    prompts = split(arrays["prompt_ids"], arrays["prompt_lengths"])
-    completions = iter(
-        Completion(
-            one,
-            scored=next(mask_of) if masked else None,
-            label=None if label < 0 else bool(label),
-            rank=None if rank < 0 else rank,
-            reward=None if reward != reward else reward,
-            reference_logp=None if logp != logp else logp,
-        )
-        for one, masked, label, rank, reward, logp in zip(
-            ids, *(arrays[name].tolist() for name in ("masked", "labels", "ranks", "rewards", "reference_logps")), strict=True
-        )
-    )
-    return tuple(
-        PromptTree(prompt, tuple(next(completions) for _ in range(branches)), weight=weight, row_id=row_id, opening=opening)
-        for prompt, branches, weight, row_id, opening in zip(
-            prompts,
-            arrays["branches"].tolist(),
-            arrays["weights"].tolist(),
-            json.loads(arrays["row_ids"].tobytes()),
-            json.loads(arrays["openings"].tobytes()),
-            strict=True,
-        )
-    )
-
-
-def flat(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """The parts one after another."""
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
-
-
-def texts(values: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Texts, as the bytes of a JSON list."""
-    return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
-
-
-def optional(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """Numbers, NaN where there is none."""
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def split(array: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """The parts of these lengths."""
-    ends = np.cumsum(lengths).tolist()
-    return [array[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+    Raises:
+        DataError: a file cannot be removed.
+    """
+    old = [one for kind in KINDS for one in kept(folder, kind) if one.idle_days >= older_than_days]
+    for one in old:
+        try:
+            one.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{one.path} cannot be removed: {error.strerror}.") from None
+    return f"removed {len(old)} files, {sum(one.num_bytes for one in old) / 1e9:.2f} GB"

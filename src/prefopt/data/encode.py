@@ -5,19 +5,27 @@ answer's ids are what joint tokenisation puts behind the prompt's ids. Where joi
 merge across the boundary (its ids do not begin with the prompt's) the answer is encoded apart, and
 the boundary is counted.
 
-Encoding prompt and answer jointly means reading a long prompt once per answer. A short window of the
-text before the boundary tells the same: if the window's ids are the last ids of the prompt, what
-follows cannot be seen differently from further back. That is an assumption about tokenizers (no id
-depends on text far away), so it is tried out on the first examples against the whole text, and
-given up for this tokenizer if any id differs.
+Encoding prompt and answer jointly means reading a long prompt once per answer. Where the tokenizer is
+proved to allow it (`prefopt.data.locality`), texts are put together from the ids of their words
+instead, and a prompt is read once.
+
+For others a short window of the text before the boundary tells the same: if the window's ids are the
+last ids of the prompt, what follows cannot be seen differently from further back. That is an
+assumption about tokenizers (no id depends on text far away), so it is tried out on the first examples
+against the whole text, and given up for this tokenizer if any id differs. So are words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from prefopt.data.locality import is_stock, words_of
 from prefopt.data.rows import RowFault
 from prefopt.data.template import Piece, Rendered, added_prefix
+from prefopt.data.words import Ids, NotLocal, Words, packed
+from prefopt.trees import TokenIds, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,20 +34,24 @@ WINDOW = 48
 """Characters of context before a boundary; words are shorter, and where they are not the whole text is read."""
 
 TRIED = 32
-"""Examples on which the window is tried out against the whole text."""
+"""Examples on which the window, or words, are tried out against the whole text."""
 
-Ids = list[int]
+ENOUGH = 400
+"""Examples at once from which on the proof that words may be encoded pays."""
 
 
-@dataclass(frozen=True, slots=True)
+BLANK = RowFault("blank_answer", "the tokenizer has no token for the answer, or only the end-of-turn token")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Branch:
     """An answer's ids; `scored` is None where all count."""
 
-    ids: Ids
+    ids: TokenIds
     scored: list[bool] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """An example as ids.
 
@@ -51,7 +63,7 @@ class Encoded:
     """
 
     start: Ids
-    prompt: Ids
+    prompt: TokenIds
     branches: tuple[Branch, ...]
     merges: int
 
@@ -81,13 +93,25 @@ class Encoder:
         self.end_id = token_id(tokenizer, end_of_turn)
         self.anchors = tuple(anchors)
         self.start = list(added_prefix(tokenizer))
+        self.is_stock = is_stock(tokenizer)
+        self.words: Words | None = None
+        self.num_untried_words = TRIED
         self.window_size: int | None = WINDOW
         self.num_untried = TRIED
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
         """Each text's ids, no special token added."""
+        return self.words.ids(texts) if self.words is not None and texts else self.whole_ids(texts)
+
+    def whole_ids(self, texts: Sequence[str]) -> list[Ids]:
+        """The same from whole texts, whatever is known of words."""
         if not texts:
             return []
+        if self.is_stock:
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_padding()
+            backend.no_truncation()
+            return [entry.ids for entry in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         batch = self.tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )
@@ -95,9 +119,39 @@ class Encoder:
 
     def encode(self, examples: Sequence[Rendered]) -> list[Encoded | RowFault]:
         """Each example's ids, or why it has none."""
+        if self.words is None and len(examples) >= ENOUGH and self.num_untried_words:
+            self.words = words_of(self.tokenizer)
+            self.num_untried_words = TRIED if self.words is not None else 0
+        if self.words is not None:
+            try:
+                return self.by_words(examples)
+            except NotLocal:
+                self.words, self.num_untried_words = None, 0
         if self.num_untried > 0 and self.window_size is not None:
             self.try_window(examples[: self.num_untried])
         return self.rounds(examples)
+
+    def by_words(self, examples: Sequence[Rendered]) -> list[Encoded | RowFault]:
+        """Each example's ids, put together from those of its words; the first examples are compared with the whole texts.
+
+        Raises:
+            NotLocal: they differ, or as `Words.learn`.
+        """
+        assert self.words is not None
+        simple = [index for index, example in enumerate(examples) if all(len(pieces) == 1 for pieces in example.branches)]
+        others = sorted({*range(len(examples))} - {*simple})
+        results = dict(zip(simple, WordAssembly(self, self.words).examples([examples[index] for index in simple]), strict=True))
+        results |= zip(others, self.rounds([examples[index] for index in others]), strict=True)
+        if self.num_untried_words:
+            tried = range(min(self.num_untried_words, len(examples)))
+            self.num_untried_words -= len(tried)
+            words, window = self.words, self.window_size
+            self.words = self.window_size = None
+            whole = self.rounds([examples[index] for index in tried])
+            self.words, self.window_size = words, window
+            if [ids_of(entry) for entry in whole] != [ids_of(results[index]) for index in tried]:
+                raise NotLocal
+        return [results[index] for index in range(len(examples))]
 
     def try_window(self, examples: Sequence[Rendered]) -> None:
         """Gives the window up where it sees other ids than the whole text."""
@@ -133,6 +187,74 @@ class Encoder:
         space = left.rfind(" ", earliest - self.window_size, earliest)
         return left[space if space >= 0 else earliest :]
 
+    def start_of(self, example: Rendered, prompt: Ids) -> Ids:
+        """What stands before a prompt's own ids: BOS, or for an empty prompt, as in GPT-2, at least the end-of-sequence token."""
+        start = [] if example.is_chat else self.start
+        if prompt[: len(start)] == start:
+            start = []
+        if prompt or start:
+            return start
+        bos = self.tokenizer.bos_token_id
+        return [int(bos) if isinstance(bos, int) else self.end_id]
+
+
+@dataclass(frozen=True, slots=True)
+class WordAssembly:
+    """Puts the ids of examples together from those of words; each answer is of one piece.
+
+    The stretches of prompt and answer are those of the prompt but for its last one, and those of that last one with the
+    answer behind it: a border is told by what stands beside it.
+    """
+
+    encoder: Encoder
+    words: Words
+
+    def examples(self, examples: Sequence[Rendered]) -> list[Encoded | RowFault]:
+        """Each example's ids, or why it has none.
+
+        Raises:
+            NotLocal: as `Words.learn`.
+        """
+        cut = self.words.cut
+        first: set[str] = set()
+        later: set[str] = set()
+        stretches: list[tuple[list[str], list[list[str]]]] = []
+        for example in examples:
+            prompt = cut(example.prompt)
+            joint = [cut(prompt[-1] + pieces[0].text) for pieces in example.branches]
+            stretches.append((prompt, joint))
+            first.add(prompt[0])
+            later.update(prompt[1:])
+            for own in joint:
+                (first if len(prompt) == 1 else later).add(own[0])
+                later.update(own[1:])
+        self.words.learn(first, later)
+        return [self.example(example, *own) for example, own in zip(examples, stretches, strict=True)]
+
+    def example(self, example: Rendered, prompt: Sequence[str], joint: Sequence[Sequence[str]]) -> Encoded | RowFault:
+        """An example's ids from its stretches: of the prompt, and of the prompt's last one with each answer behind it."""
+        is_first = len(prompt) == 1
+        ids = self.words.joined(prompt)
+        before = ids if is_first else self.words.later[prompt[-1]]
+        end = packed([self.encoder.end_id])
+        branches: list[Branch] = []
+        merges = 0
+        for pieces, own in zip(example.branches, joint, strict=True):
+            new = self.words.joined(own) if is_first else self.words.continued(own)
+            if new.startswith(before):
+                new = new[len(before) :]
+            else:
+                new = packed(self.encoder.whole_ids([pieces[0].text])[0])
+                merges += 1
+            while new.endswith(end):
+                new = new[: -len(end)]
+            if not new:
+                return BLANK
+            branches.append(Branch(np.frombuffer(new + end, np.int32), None))
+        head = np.frombuffer(ids, np.int32)
+        begins = head[: max(1, len(self.encoder.start))].tolist()
+        return Encoded(self.encoder.start_of(example, begins), head, tuple(branches), merges)
+
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
@@ -166,17 +288,7 @@ class Assembly:
             merges += grown[1]
         if waiting or prompt is None:
             return None
-        start = [] if example.is_chat else self.encoder.start
-        if prompt[: len(start)] == start:
-            start = []
-        if not prompt and not start:
-            start = [self.fallback_start()]
-        return Encoded(start, prompt, tuple(branches), merges)
-
-    def fallback_start(self) -> int:
-        """The id that stands for an empty prompt: BOS, or where there is none the end-of-sequence token, as in GPT-2."""
-        bos = self.encoder.tokenizer.bos_token_id
-        return int(bos) if isinstance(bos, int) else self.encoder.end_id
+        return Encoded(self.encoder.start_of(example, prompt), token_ids(prompt), tuple(branches), merges)
 
     def branch(self, left: str, left_ids: Ids | None, pieces: Sequence[Piece]) -> tuple[Branch, int] | RowFault | None:
         """An answer's ids and how many of its boundaries merge; None while a text is wanted."""
@@ -196,11 +308,11 @@ class Assembly:
                 while new and new[-1] == encoder.end_id:
                     new = new[:-1]
                 if not new:
-                    return RowFault("blank_answer", "the tokenizer has no token for the answer, or only the end-of-turn token")
+                    return BLANK
                 new = [*new, encoder.end_id]
             ids += new
             scored += [piece.scored] * len(new)
-        return None if left_ids is None else (Branch(ids, None if all(scored) else scored), merges)
+        return None if left_ids is None else (Branch(token_ids(ids), None if all(scored) else scored), merges)
 
     def continued(self, left: str, left_ids: Ids | None, text: str) -> tuple[Ids, bool] | None:
         """The ids of a text behind another, and whether joint tokenisation would merge the two.
@@ -239,5 +351,7 @@ def token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
 
 
 def ids_of(entry: Encoded | RowFault) -> object:
-    """What must not depend on the window."""
-    return (entry.prompt, [branch.ids for branch in entry.branches], entry.merges) if isinstance(entry, Encoded) else entry.detail
+    """What must not depend on how it was found."""
+    if isinstance(entry, RowFault):
+        return entry.detail
+    return entry.start, entry.prompt.tolist(), [(branch.ids.tolist(), branch.scored) for branch in entry.branches], entry.merges

@@ -4,6 +4,7 @@ Any file that can be trained on serves: its prompts are read and its answers lef
 hold a prompt alone, and plain text with one prompt per line.
 """
 
+import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Renderer:
         """What is never cut, and the rest."""
         encoded = self._grower.encode([rendered])[0]
         assert not isinstance(encoded, RowFault), "only answers can be blank"
-        return encoded.start, encoded.prompt
+        return encoded.start, encoded.prompt.tolist()
 
 
 def shorter_and_shorter(turns: Conversation) -> Iterable[Conversation]:
@@ -162,17 +163,18 @@ def read_prompts(given: str, columns: Mapping[str, str]) -> tuple[list[Prompt], 
         content = stdin_content()
         if not content.lstrip().startswith(b"{"):
             return text_prompts(content, "stdin")
-        read = [("stdin", list(readers.json_lines(content, "stdin")))]
+        read = [("stdin", list(readers.json_lines(io.BytesIO(content), "stdin")))]
     elif given.lower().endswith((".txt", ".txt.gz")):
         return text_prompts(file_content(sources.at_home(given)), Path(given).name)
     else:
         opened = [sources.read(place) for place in sources.find([given]).places]
         read = [(source.name, source.rows()) for source in opened]
-    check_columns(read, columns)
+    seen = {name: columns_of(rows) for name, rows in read}
+    check_columns(seen, columns)
     prompts: list[Prompt] = []
     faulty: list[Dropped] = []
-    for _, rows in read:
-        mapping = mapping_for(rows, columns)
+    for name, rows in read:
+        mapping = mapping_for(seen[name], columns)
         for row in rows:
             prompt = row if isinstance(row, Dropped) else prompt_of(Row(row.location, rename(row.value, mapping)))
             if isinstance(prompt, Prompt):
@@ -298,7 +300,7 @@ def refuse_faulty(faulty: Sequence[Dropped], num_rows: int) -> None:
     """
     if faulty:
         head = f"{len(faulty)} of {num_rows} rows hold no prompt that can be asked:"
-        raise DataError("\n".join([head, *listed(faulty), "Mend the rows, or leave them out with --on-bad-row drop."]))
+        raise DataError("\n".join([head, *listed(faulty, len(faulty)), "Mend the rows, or leave them out with --on-bad-row drop."]))
 
 
 def refuse_unread(text_as: TextAs, **given: object) -> None:

@@ -8,12 +8,12 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any
 
 from prefopt.data.rows import Dropped, Row, Unreadable, clip
 from prefopt.errors import DataError
@@ -31,6 +31,11 @@ OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
 }
 """How files begin that hold no text, and what to do with them."""
+LONGEST_MARK = 4
+
+AT_ONCE = 1024
+"""Rows of a table that are held in memory at a time, beside the part of the file that they stand in."""
+
 CELL_LIMIT = 2**31 - 1
 """Longest CSV cell; the csv module's own limit of 128 KiB is too short for conversations."""
 
@@ -45,6 +50,70 @@ def gunzip(content: bytes, name: str) -> bytes:
         return gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{name} is not a whole gzip file ({error}). Copy or pack it again.") from None
+
+
+def unzipped(file: IO[bytes], name: str) -> IO[bytes]:
+    """The unpacked content of a gzip file, read as it is asked for; where it is damaged, reading raises a `DataError`."""
+    return io.BufferedReader(Unzipped(file, name), buffer_size=2**16)
+
+
+class Unzipped(io.RawIOBase):
+    """A gzip file whose damage is told as users can mend it.
+
+    Args:
+        file: as it stands on the disk.
+        name: of the file.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._content = gzip.GzipFile(fileobj=file)
+        self._name = name
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, as far as there is anything.
+
+        Raises:
+            DataError: it is not gzip, or cut short or damaged.
+        """
+        try:
+            part = self._content.read1(len(buffer))
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{self._name} is not a whole gzip file ({error}). Copy or pack it again.") from None
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def text_of(file: IO[bytes], name: str) -> IO[bytes]:
+    """The file behind the mark that some programs put before UTF-8.
+
+    Raises:
+        DataError: the mark is that of another encoding, or of a file that holds no text.
+    """
+    begins = file.read(LONGEST_MARK)
+    return io.BufferedReader(Joined(without_mark(begins, name), file), buffer_size=2**16)
+
+
+class Joined(io.RawIOBase):
+    """What was taken from a file, and the rest of it."""
+
+    def __init__(self, begins: bytes, file: IO[bytes]) -> None:
+        self._begins = begins
+        self._file = file
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, as far as there is anything."""
+        part, self._begins = (self._begins[: len(buffer)], self._begins[len(buffer) :]) if self._begins else (b"", b"")
+        part = part or self._file.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def without_mark(content: bytes, name: str) -> bytes:
@@ -62,15 +131,15 @@ def without_mark(content: bytes, name: str) -> bytes:
     return content.removeprefix(BOM)
 
 
-def json_lines(content: bytes, name: str) -> Iterator[Row | Dropped]:
+def json_lines(file: IO[bytes], name: str) -> Iterator[Row | Dropped]:
     """One object per line; blank lines are no rows.
 
     Raises:
         DataError: it is in another encoding.
     """
-    for number, line in enumerate(without_mark(content, name).split(b"\n"), start=1):
-        if line and not line.isspace():
-            yield json_row(line, f"{name}:{number}")
+    for number, line in enumerate(text_of(file, name), start=1):
+        if not line.isspace():
+            yield json_row(line.removesuffix(b"\n"), f"{name}:{number}")
 
 
 def json_row(line: bytes, location: str) -> Row | Dropped:
@@ -126,19 +195,19 @@ def json_fault(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
 
 
-def json_array(content: bytes, name: str) -> Iterator[Row | Dropped]:
-    """An array of objects, located by their number; or, since some call them .json, lines of objects.
+def json_array(file: IO[bytes], name: str) -> Iterator[Row | Dropped]:
+    """An array of objects, located by their number; or, since some call them .json, lines of objects. All of it is held in memory.
 
     Raises:
         DataError: it is neither, or in another encoding.
     """
-    content = without_mark(content, name)
+    content = text_of(file, name).read()
     try:
         value = parsed(content.decode())
     except (ValueError, RecursionError) as error:
         first = next((line for line in content.split(b"\n") if line.strip()), b"")
         if isinstance(json_row(first, name), Row):
-            yield from json_lines(content, name)
+            yield from json_lines(io.BytesIO(content), name)
             return
         fault = f"it is not UTF-8 at byte {error.start + 1}" if isinstance(error, UnicodeDecodeError) else json_fault(error)
         raise DataError(f"{name} is not valid JSON: {fault}. Allowed are an array of objects, or one object per line.") from None
@@ -150,20 +219,20 @@ def json_array(content: bytes, name: str) -> Iterator[Row | Dropped]:
         yield object_row(item, f"{name}:item {number}")
 
 
-def csv_table(content: bytes, name: str) -> Iterator[Row | Dropped]:
+def csv_table(file: IO[bytes], name: str) -> Iterator[Row | Dropped]:
     """A header and rows; quoted cells may hold line ends. Commas separate cells; tabs or semicolons where the header has no comma.
 
     Raises:
         DataError: no header, a column named twice, or another encoding.
     """
     # Broken bytes become lone surrogates, so that the row they stand in can be named instead of the file.
-    text = without_mark(content, name).decode(errors="surrogateescape")
-    header = re.split("[\r\n]", text, maxsplit=1)[0]
+    text = io.TextIOWrapper(text_of(file, name), encoding="utf-8", errors="surrogateescape", newline="")
+    header = text.readline()
     separator = next((mark for mark in ",\t;" if mark in header), ",")
     limit = csv.field_size_limit(CELL_LIMIT)
     taken: list[str] = []
     try:
-        lines = csv.reader(noted(io.StringIO(text, newline=""), taken), delimiter=separator, strict=True)
+        lines = csv.reader(noted(chain([header] if header else [], text), taken), delimiter=separator, strict=True)
         yield from csv_rows(lines, taken, name)
     finally:
         csv.field_size_limit(limit)
@@ -219,16 +288,16 @@ def csv_rows(lines: Any, taken: list[str], name: str) -> Iterator[Row | Dropped]
             yield Row(location, row)
 
 
-def parquet(content: bytes, name: str) -> Iterator[Row | Dropped]:
+def parquet(file: IO[bytes], name: str) -> Iterator[Row | Dropped]:
     """The rows of a parquet file, located by their number.
 
     Raises:
         DataError: it is damaged.
     """
-    return table_rows(parquet_batches(content, name), name)
+    return table_rows(parquet_batches(file, name), name)
 
 
-def parquet_batches(content: bytes, name: str) -> "Iterator[pa.RecordBatch]":
+def parquet_batches(file: IO[bytes], name: str) -> "Iterator[pa.RecordBatch]":
     """The batches of a parquet file; checksums are compared where it has any.
 
     Raises:
@@ -238,14 +307,14 @@ def parquet_batches(content: bytes, name: str) -> "Iterator[pa.RecordBatch]":
     from pyarrow import parquet as pq
 
     try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        table = pq.ParquetFile(file if file.seekable() else pa.BufferReader(file.read()), page_checksum_verification=True)
         num_rows = 0
-        for batch in file.iter_batches():
+        for batch in table.iter_batches(AT_ONCE):
             batch.validate(full=False)
             num_rows += batch.num_rows
             yield batch
-        if num_rows != file.metadata.num_rows:
-            raise OSError(f"it holds {num_rows} rows, and says that it holds {file.metadata.num_rows}")
+        if num_rows != table.metadata.num_rows:
+            raise OSError(f"it holds {num_rows} rows, and says that it holds {table.metadata.num_rows}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from a broken name of a column
         raise DataError(f"{name} is not a whole parquet file ({clip(str(error))}). Copy or write it again.") from None
 

@@ -5,7 +5,7 @@ parsed are counted too: where they are the majority nothing is guessed from the 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -66,11 +66,11 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
             )
 
 
-def check_columns(sources: Sequence[tuple[str, Sequence[Row | Dropped]]], mapping: Mapping[str, str]) -> None:
+def check_columns(seen: Mapping[str, Sequence[str]], mapping: Mapping[str, str]) -> None:
     """Refuses a mapping from columns that no source has: it would do nothing, and nobody would be told.
 
     Args:
-        sources: each one's name and its rows as they stand there.
+        seen: the columns of each source, by its name.
         mapping: as `field: column`.
 
     Raises:
@@ -78,7 +78,6 @@ def check_columns(sources: Sequence[tuple[str, Sequence[Row | Dropped]]], mappin
     """
     if not mapping:
         return
-    seen = {name: columns_of(rows) for name, rows in sources}
     columns = list(dict.fromkeys(column for names in seen.values() for column in names))
     missing = [column for column in mapping.values() if column not in columns]
     # Where no row could be parsed there is worse to tell.
@@ -92,13 +91,12 @@ def check_columns(sources: Sequence[tuple[str, Sequence[Row | Dropped]]], mappin
     raise DataError(f"columns: no row has a column {', '.join(hints)}. {there}. Write `field: column of your file`.")
 
 
-def mapping_for(rows: Sequence[Row | Dropped], mapping: Mapping[str, str]) -> Mapping[str, str]:
-    """What of the mapping applies to a source: of several sources each may need only a part of it."""
-    columns = set(columns_of(rows)) if mapping else set()
+def mapping_for(columns: Collection[str], mapping: Mapping[str, str]) -> Mapping[str, str]:
+    """What of the mapping applies to a source of these columns: of several sources each may need only a part of it."""
     return {field: column for field, column in mapping.items() if column in columns}
 
 
-def columns_of(rows: Sequence[Row | Dropped]) -> list[str]:
+def columns_of(rows: Iterable[Row | Dropped]) -> list[str]:
     """The columns of the rows, in the order of their first use."""
     return list(dict.fromkeys(column for row in rows if isinstance(row, Row) for column in row.value))
 

@@ -4,12 +4,14 @@ A bad row is a value, not an accident: it travels to the summary and to `dropped
 place, its reason and what the row held, so that nothing disappears without being counted.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from prefopt.disk import Spool
 from prefopt.errors import DataError
 
 Reason = Literal[
@@ -45,6 +47,9 @@ SHOWN = 20
 
 CLIP = 200
 """How many characters of a value a message shows."""
+
+LINES_HELD = 2**24
+"""Bytes of lines about bad rows that are held in memory: 16 MiB."""
 
 DEEPEST = 64
 """Lists and objects within each other that `dropped.jsonl` keeps of a row; what lies deeper is a hostile file's."""
@@ -114,28 +119,68 @@ def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     return dict(Counter(str(entry.reason) for entry in dropped).most_common())
 
 
-def stop_at_bad_rows(bad: list[Dropped], num_rows: int) -> None:
+class Faults:
+    """Rows that are left out: the first of them, how many for which reason, and all of them as lines, on the disk where they are many."""
+
+    def __init__(self) -> None:
+        self.first: list[Dropped] = []
+        self._counts: Counter[str] = Counter()
+        self._lines = Spool(LINES_HELD)
+
+    @property
+    def num(self) -> int:
+        """How many."""
+        return self._counts.total()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows each reason took, the most frequent first."""
+        return dict(self._counts.most_common())
+
+    def add(self, dropped: Dropped) -> None:
+        """One more."""
+        if len(self.first) < SHOWN:
+            self.first.append(dropped)
+        self._counts[dropped.reason] += 1
+        self._lines.write(json.dumps(dropped.to_dict()).encode() + b"\n")
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `dropped.jsonl`."""
+        self._lines.file.seek(0)
+        yield from self._lines.file
+
+    def __add__(self, other: "Faults") -> "Faults":
+        """Both, but for the lines."""
+        both = Faults()
+        both.first = [*self.first, *other.first][:SHOWN]
+        both._counts = self._counts + other._counts
+        return both
+
+
+def stop_at_bad_rows(first: Sequence[Dropped], counts: Mapping[str, int], num_rows: int) -> None:
     """Stops when there is a bad row.
 
     Args:
-        bad: the bad rows, in order.
+        first: the first bad rows, in order.
+        counts: of all bad rows, by reason.
         num_rows: how many rows were read in all.
 
     Raises:
         DataError: lists the first bad rows, the count by reason, and how to leave them out.
     """
-    if not bad:
+    if not first:
         return
-    counts = ", ".join(f"{reason} {count}" for reason, count in count_reasons(bad).items())
-    head = f"{len(bad)} of {num_rows} rows cannot be used ({counts}):"
+    words = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    num = sum(counts.values())
+    head = f"{num} of {num_rows} rows cannot be used ({words}):"
     advice = "Mend the rows, or leave them out with `--on-bad-row drop`, which writes each with its reason to dropped.jsonl beside the run."
-    raise DataError("\n".join([head, *listed(bad), advice]))
+    raise DataError("\n".join([head, *listed(first, num), advice]))
 
 
-def listed(bad: Sequence[Dropped]) -> list[str]:
+def listed(first: Sequence[Dropped], num: int) -> list[str]:
     """The first of them, a line each, and how many more there are."""
-    more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    return [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in bad[:SHOWN]] + more
+    more = [f"  … and {num - SHOWN} more"] if num > SHOWN else []
+    return [f"  {entry.location}: {entry.reason}: {entry.detail}" for entry in first[:SHOWN]] + more
 
 
 def clip(value: object) -> str:

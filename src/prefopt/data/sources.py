@@ -9,13 +9,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from tempfile import gettempdir
+from typing import IO, TYPE_CHECKING, Any
 
 from prefopt.data import readers
 from prefopt.data.rows import Dropped, Row, ascii_controls, clip
+from prefopt.disk import Spool
 from prefopt.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STDIN_HELD = 2**26
+"""Bytes of standard input that are held in memory: 64 MiB."""
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<rest>[\w.:-]+))?")
@@ -35,23 +43,33 @@ class Source:
     Attributes:
         name: short, for places and messages.
         digest: of its content: the same rows, the same digest.
-        parse: its rows, good or broken, in order.
+        parse: its rows, good or broken, in order; as often as it is asked.
     """
 
     name: str
     digest: str
     parse: Callable[[], Iterable[Row | Dropped]]
 
-    def rows(self) -> list[Row | Dropped]:
-        """All its rows.
+    def stream(self) -> Iterator[Row | Dropped]:
+        """All its rows, one after another.
 
         Raises:
             DataError: it is damaged, or has no rows.
         """
-        rows = list(self.parse())
-        if not rows:
+        is_empty = True
+        for row in self.parse():
+            is_empty = False
+            yield row
+        if is_empty:
             raise DataError(f"{self.name} has no rows. Give a file with at least one example.")
-        return rows
+
+    def rows(self) -> list[Row | Dropped]:
+        """All its rows at once.
+
+        Raises:
+            DataError: as `stream`.
+        """
+        return list(self.stream())
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,25 +201,50 @@ def with_distinct_names(places: list[Place], given: list[str]) -> Iterator[Place
 
 
 def read_file(path: Path, suffix: str, name: str) -> Source:
-    """All rows of a file.
+    """All rows of a file, which is read once for its digest, and again for its rows.
 
     Raises:
         DataError: it cannot be read or is damaged.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+            state = state_of(file)
     except OSError as error:
         raise DataError(f"{clip(str(path))} cannot be read: {error.strerror}.") from None
-    digest = sha256(content).hexdigest()
-    if not content:
+    if not state[0]:
         raise DataError(f"{clip(str(path))} is empty. Give a file with at least one example.")
-    reader = {".jsonl": readers.json_lines, ".json": readers.json_array, ".csv": readers.csv_table, ".parquet": readers.parquet}[suffix]
-    packed = path.name.lower().endswith(".gz")
-    return Source(name, digest, lambda: reader(readers.gunzip(content, str(path)) if packed else content, name))
+    return Source(name, digest, lambda: file_rows(path, suffix, name, state))
+
+
+def file_rows(path: Path, suffix: str, name: str, state: tuple[int, int]) -> Iterator[Row | Dropped]:
+    """The rows of a file that is still as it was.
+
+    Raises:
+        DataError: it is damaged, or has changed.
+    """
+    reader = READERS[suffix]
+    try:
+        with path.open("rb") as file:
+            packed = path.name.lower().endswith(".gz")
+            yield from reader(readers.unzipped(file, str(path)) if packed else file, name)
+            if state_of(file) != state:
+                raise DataError(f"{clip(str(path))} was changed while it was read. Start again when it is whole.")
+    except OSError as error:
+        raise DataError(f"{clip(str(path))} cannot be read: {error.strerror}.") from None
+
+
+READERS = {".jsonl": readers.json_lines, ".json": readers.json_array, ".csv": readers.csv_table, ".parquet": readers.parquet}
+
+
+def state_of(file: IO[bytes]) -> tuple[int, int]:
+    """What changes with a file: its size, and when it was written to."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 def read_stdin(name: str) -> Source:
-    """JSON lines from standard input.
+    """JSON lines from standard input; what is long is kept on the disk meanwhile.
 
     Raises:
         DataError: nothing is piped in.
@@ -210,10 +253,24 @@ def read_stdin(name: str) -> Source:
         raise DataError(
             "`-` reads JSON lines from standard input, and nothing is piped in. Try: cat pairs.jsonl | prefopt train dpo --data - ..."
         )
-    content = sys.stdin.buffer.read()
-    if not content:
+    kept = Spool(STDIN_HELD)
+    digest = sha256()
+    while part := sys.stdin.buffer.read(2**20):
+        digest.update(part)
+        try:
+            kept.write(part)
+        except OSError as error:
+            raise DataError(
+                f"standard input cannot be kept in {gettempdir()} ({error.strerror}). Write it to a file, and give that."
+            ) from None
+    if not kept.file.tell():
         raise DataError("standard input is empty. Pipe JSON lines into the command.")
-    return Source(name, sha256(content).hexdigest(), lambda: readers.json_lines(content, name))
+
+    def rows() -> Iterator[Row | Dropped]:
+        kept.file.seek(0)
+        return readers.json_lines(kept.file, name)
+
+    return Source(name, digest.hexdigest(), rows)
 
 
 def from_dataset(name: str, dataset: Any) -> Source:
@@ -222,15 +279,33 @@ def from_dataset(name: str, dataset: Any) -> Source:
     Raises:
         DataError: it is damaged, or a column is there twice.
     """
+    return Source(name, readers.rows_digest(dataset_rows(name, dataset)), lambda: dataset_rows(name, dataset))
+
+
+def dataset_rows(name: str, dataset: Any) -> Iterator[Row | Dropped]:
+    """The rows of a dataset, some at a time.
+
+    Raises:
+        DataError: it is damaged, or a column is there twice.
+    """
+    return readers.table_rows(dataset_batches(name, dataset), name)
+
+
+def dataset_batches(name: str, dataset: Any) -> "Iterator[pa.RecordBatch]":
+    """The batches of a dataset.
+
+    Raises:
+        DataError: it is damaged.
+    """
     import pyarrow as pa
 
     try:
-        table = dataset.with_format("arrow")[:]
-        table.validate(full=True)  # arrow trusts the lengths in a file: where they are wrong, reading a text ends the process
+        for start in range(0, len(dataset), readers.AT_ONCE):
+            table = dataset.with_format("arrow")[start : start + readers.AT_ONCE]
+            table.validate(full=True)  # arrow trusts the lengths in a file: where they are wrong, reading a text ends the process
+            yield from table.to_batches()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name} is damaged: {first_line(error)}. Save or download it again.") from None
-    rows = tuple(readers.table_rows(table.to_batches(), name))
-    return Source(name, readers.rows_digest(rows), lambda: rows)
 
 
 def saved_path(item: str) -> tuple[Path, str | None]:

@@ -1,11 +1,11 @@
 """What was read, dropped, cut and altered, in numbers: for the terminal and for JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from prefopt.data.rows import LENGTH_REASONS
-from prefopt.trees import PromptTree
+from prefopt.data.store import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +87,26 @@ class DataSummary:
         """Rows read and made into trees per second."""
         return self.num_rows / self.seconds if self.seconds > 0 else 0.0
 
-    def with_sizes(self, trees: Sequence[PromptTree]) -> "DataSummary":
-        """The summary with the sizes of these trees."""
-        answers = [len(completion.ids) for tree in trees for completion in tree.completions]
-        prompts = [len(tree.prompt_ids) for tree in trees]
-        pairs = [[len(completion.ids) for completion in tree.completions] for tree in trees if len(tree.completions) == 2]
-        repeated = sum(len(tree.prompt_ids) * len(tree.completions) for tree in trees)
+    def with_sizes(self, sizes: Sizes, num_pairs: int, num_chosen: int, num_rejected: int) -> "DataSummary":
+        """The summary with the sizes of the trees.
+
+        Args:
+            sizes: of all trees.
+            num_pairs: how many are pairs.
+            num_chosen, num_rejected: tokens of all chosen and rejected answers of pairs.
+        """
+        prompts, answers = int(sizes.prompt.sum()), int(sizes.answers.sum())
+        repeated = int((sizes.prompt * sizes.branches).sum())
         return replace(
             self,
-            num_trees=len(trees),
-            num_tokens=sum(prompts) + sum(answers),
-            mean_prompt=sum(prompts) / max(len(prompts), 1),
-            mean_answer=sum(answers) / max(len(answers), 1),
-            mean_chosen=sum(chosen for chosen, _ in pairs) / max(len(pairs), 1),
-            mean_rejected=sum(rejected for _, rejected in pairs) / max(len(pairs), 1),
-            longest=max((tree.longest for tree in trees), default=0),
-            prompt_share=repeated / max(repeated + sum(answers), 1),
+            num_trees=len(sizes.prompt),
+            num_tokens=prompts + answers,
+            mean_prompt=prompts / max(len(sizes.prompt), 1),
+            mean_answer=answers / max(int(sizes.branches.sum()), 1),
+            mean_chosen=num_chosen / max(num_pairs, 1),
+            mean_rejected=num_rejected / max(num_pairs, 1),
+            longest=int((sizes.prompt + sizes.longest).max(initial=0)),
+            prompt_share=repeated / max(repeated + answers, 1),
         )
 
     def to_dict(self) -> dict[str, Any]:

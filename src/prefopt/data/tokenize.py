@@ -139,7 +139,7 @@ class Grower:
             if isinstance(shorter, RowFault):
                 return Grown(shorter)
             example, text, ids = shorter
-        if len({tuple(branch.ids) for branch in ids.branches}) < len(ids.branches):
+        if len({branch.ids.tobytes() for branch in ids.branches}) < len(ids.branches):
             return Grown(RowFault("same_answers", "the answers differ as text, but are the same tokens"))
         return Grown(tree_of(example, ids, opened_with), ids.merges, text.rewritten, cut)
 
@@ -229,7 +229,7 @@ def chat_turns(example: Example) -> tuple[Message, ...]:
 def tree_of(example: Example, ids: Encoded, opened_with: str) -> PromptTree:
     """The tree of an example's ids."""
     completions = tuple(completion_of(answer, branch) for answer, branch in zip(example.answers, ids.branches, strict=True))
-    prompt = token_ids(ids.start + ids.prompt)
+    prompt = token_ids([*ids.start, *ids.prompt.tolist()]) if ids.start else ids.prompt
     return PromptTree(prompt, completions, weight=example.weight, row_id=example.location, opening=opened_with)
 
 
@@ -240,7 +240,7 @@ def completion_of(answer: Answer, branch: Branch) -> Completion:
         scored = np.array(branch.scored, dtype=np.bool_)
         scored.flags.writeable = False
     return Completion(
-        token_ids(branch.ids),
+        branch.ids,
         scored=scored,
         label=answer.label,
         rank=answer.rank,

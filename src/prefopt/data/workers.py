@@ -4,19 +4,22 @@ The tokenizers library already encodes a batch on all cores. Processes help with
 (templates, checks), and cost a second or two each to start, so they pay on large data only.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import chain
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from prefopt.data.examples import Example
 from prefopt.data.tokenize import Grower, Grown
@@ -29,65 +32,83 @@ ENOUGH = 100_000
 """Examples from which on processes pay for their start."""
 
 
-def num_workers(asked: int, num_examples: int) -> int:
-    """How many processes to use; 1 is this one."""
-    if asked:
-        return min(asked, max(1, num_examples))
-    nested = multiprocessing.parent_process() is not None
-    return 1 if nested or num_examples < ENOUGH else os.cpu_count() or 1
+def grow_all(grower: Grower, batches: Iterable[Sequence[Example]], asked_workers: int) -> Iterator[list[Grown]]:
+    """The trees of each batch, in order, with the number of examples done where there is a terminal.
 
-
-def grow_all(grower: Grower, examples: Sequence[Example], asked_workers: int) -> list[Grown]:
-    """Each example's tree, in order, with a progress bar where there is a terminal."""
-    workers = num_workers(asked_workers, len(examples))
-    columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    Args:
+        grower: makes them.
+        batches: of about `CHUNK` examples.
+        asked_workers: processes; 1 is this one, 0 is as many as pay: this one at first, and one per core where much is left to do.
+    """
+    columns = (TextColumn("tokenizing"), SpinnerColumn(), TextColumn("{task.completed:,} examples"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=len(examples))
-        if workers > 1:
-            try:
-                grown = []
-                for part in in_processes(grower, examples, workers):
-                    grown += part
-                    progress.advance(task, len(part))
-                return grown
-            except BrokenProcessPool:
-                warnings.warn(
-                    "the processes that tokenize could not start or were killed; going on in one process. "
-                    "A script that calls prefopt needs "
-                    "`if __name__ == '__main__':` around the call, or data_workers: 1",
-                    stacklevel=2,
-                )
-                progress.reset(task)
-        grown = []
-        for start in range(0, len(examples), CHUNK):
-            grown += grower.grow(examples[start : start + CHUNK])
-            progress.advance(task, min(CHUNK, len(examples) - start))
-        return grown
+        task = progress.add_task("", total=None)
+        for grown in grown_batches(grower, iter(batches), asked_workers):
+            progress.advance(task, len(grown))
+            yield grown
 
 
-def in_processes(grower: Grower, examples: Sequence[Example], workers: int) -> Iterator[list[Grown]]:
-    """The trees of consecutive slices, grown side by side."""
-    size = max(1, -(-len(examples) // (workers * 4)))
-    slices = [examples[start : start + size] for start in range(0, len(examples), size)]
+def grown_batches(grower: Grower, batches: Iterator[Sequence[Example]], asked_workers: int) -> Iterator[list[Grown]]:
+    """The same without a word."""
+    nested = multiprocessing.parent_process() is not None
+    workers = asked_workers or (1 if nested else os.cpu_count() or 1)
+    done = 0
+    if workers == 1 or not asked_workers:
+        for batch in batches:
+            with collector_at_rest():
+                grown = grower.grow(batch)
+            yield grown
+            done += len(batch)
+            if workers > 1 and done >= ENOUGH:
+                break
+        else:
+            return
+    yield from in_processes(grower, batches, workers)
+
+
+def in_processes(grower: Grower, batches: Iterator[Sequence[Example]], workers: int) -> Iterator[list[Grown]]:
+    """The trees of each batch, grown side by side; as many batches are held as keep all processes at work."""
     others = set(multiprocessing.active_children())
+    waiting: deque[tuple[Sequence[Example], Future[list[Grown]]]] = deque()
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=begin_worker,
+        initargs=(grower,),
     ) as pool:
         try:
-            with deaf_to_interrupts():  # which the processes inherit
-                futures = [pool.submit(grow_slice, grower, part) for part in slices]
-            for future in futures:
-                part = future.result()
-                for grown in part:
-                    if isinstance(grown.tree, PromptTree):
-                        freeze(grown.tree)
-                yield part
+            for batch in batches:
+                with deaf_to_interrupts():  # which the processes inherit
+                    waiting.append((batch, pool.submit(grow_batch, batch)))
+                if len(waiting) > 2 * workers:
+                    yield whole(waiting[0][1].result())
+                    waiting.popleft()
+            while waiting:
+                yield whole(waiting[0][1].result())
+                waiting.popleft()
+            return
+        except BrokenProcessPool:
+            pass
         except BaseException:  # a Ctrl-C above all: nobody waits for what they are at
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
+    warnings.warn(
+        "the processes that tokenize could not start or were killed; going on in one process. "
+        "A script that calls prefopt needs "
+        "`if __name__ == '__main__':` around the call, or data_workers: 1",
+        stacklevel=2,
+    )
+    for batch in chain([batch for batch, _ in waiting], batches):
+        yield grower.grow(batch)
+
+
+def whole(grown: list[Grown]) -> list[Grown]:
+    """What came from another process, as it was there."""
+    for entry in grown:
+        if isinstance(entry.tree, PromptTree):
+            freeze(entry.tree)
+    return grown
 
 
 @contextmanager
@@ -100,10 +121,27 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def begin_worker() -> None:
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """No search for garbage in cycles: examples make none, and each search would look at a million objects that stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def begin_worker(grower: Grower) -> None:
     """What a process does first: its tokenizer starts no threads, the other cores are busy too; and it does not outlive its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=end_with_parent, daemon=True).start()
+    WORKING.append(grower)
+
+
+WORKING: list[Grower] = []
+"""In a process of its own: what it grows trees with, which learns from one batch to the next."""
 
 
 def end_with_parent() -> None:
@@ -113,9 +151,10 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def grow_slice(grower: Grower, examples: Sequence[Example]) -> list[Grown]:
-    """The trees of a slice, in a process of its own."""
-    return [grown for start in range(0, len(examples), CHUNK) for grown in grower.grow(examples[start : start + CHUNK])]
+def grow_batch(examples: Sequence[Example]) -> list[Grown]:
+    """The trees of a batch, in a process of its own."""
+    with collector_at_rest():
+        return WORKING[0].grow(examples)
 
 
 def freeze(tree: PromptTree) -> None:

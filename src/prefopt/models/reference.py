@@ -21,11 +21,13 @@ import torch
 import xxhash
 from peft import PeftModel
 
+from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import CompletionLogps, ReferenceLogps, TokenLogps
 from prefopt.errors import DataError
 from prefopt.models.policy import Policy
 from prefopt.models.reference_cache import key_of
+from prefopt.models.reference_values import ReferenceValues
 from prefopt.trees import PromptTree
 
 START_ADAPTER = "prefopt_start"
@@ -125,15 +127,15 @@ class CachedReference:
         values: by `key_of`, float32 [tokens scored].
     """
 
-    def __init__(self, values: Mapping[bytes, npt.NDArray[np.float32]]) -> None:
-        self.values = values
+    def __init__(self, values: ReferenceValues | Mapping[bytes, npt.NDArray[np.float32]]) -> None:
+        self.values = values if isinstance(values, ReferenceValues) else ReferenceValues(values=values)
 
     def digest(self) -> str:
         """Tells whether the values are the same to the last bit; the order in which they were computed makes them differ there."""
         digest = xxhash.xxh3_64()
-        for key in sorted(self.values):
+        for key, value in self.values.in_order():
             digest.update(key)
-            digest.update(self.values[key].tobytes())
+            digest.update(value.tobytes())
         return digest.hexdigest()
 
     def sample(self, keys: Iterable[str] | None = None, *, num: int = 64) -> dict[str, float]:
@@ -144,11 +146,12 @@ class CachedReference:
             num: how many, where no keys are given.
         """
         if keys is None:
-            all_keys = sorted(key for key, values in self.values.items() if len(values))
-            wanted = all_keys[:: max(1, -(-len(all_keys) // num))]
+            all_keys = self.values.keys()
+            wanted = [all_keys[place] for place in range(0, len(all_keys), max(1, -(-len(all_keys) // num)))]
         else:
-            wanted = [key for key in map(bytes.fromhex, keys) if key in self.values]
-        return {key.hex(): float(self.values[key].mean(dtype=np.float64)) for key in wanted}
+            wanted = list(map(bytes.fromhex, keys))
+        found = self.values.get(wanted)
+        return {key.hex(): float(found[key].mean(dtype=np.float64)) for key in wanted if key in found and len(found[key])}
 
     def logps(self, batch: TreeBatch) -> TokenLogps:
         """The values of the batch's completions and scored prompts.
@@ -156,18 +159,17 @@ class CachedReference:
         Raises:
             DataError: a completion was never computed.
         """
-        parts = [self._value(key) for tree in batch.trees for key in completion_keys(tree)]
-        parts += [self._value(key) for tree in batch.trees if (key := prompt_key(tree)) is not None]
-        values_N = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device, non_blocking=True)
-        return TokenLogps(values_N, batch.lengths_C, batch.prompt_lengths_B, batch.num_completion_tokens)
-
-    def _value(self, key: bytes) -> npt.NDArray[np.float32]:
+        keys = [key for tree in batch.trees for key in completion_keys(tree)]
+        keys += [key for tree in batch.trees if (key := prompt_key(tree)) is not None]
+        found = self.values.get(keys)
         try:
-            return self.values[key]
+            parts = [found[key] for key in keys]
         except KeyError:
             raise DataError(
-                "the reference was not computed for an example of this batch: the data changed while the run was going on"
+                "the reference was not computed for an example of this batch: the data, or the cache, changed while the run was going on"
             ) from None
+        values_N = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device, non_blocking=True)
+        return TokenLogps(values_N, batch.lengths_C, batch.prompt_lengths_B, batch.num_completion_tokens)
 
 
 class DataReference:
@@ -185,13 +187,14 @@ def data_has_reference(trees: Sequence[PromptTree]) -> bool:
     Raises:
         DataError: some do and some do not.
     """
-    given = [completion.reference_logp is not None for tree in trees for completion in tree.completions]
-    if any(given) and not all(given):
+    sizes = Sizes.of(trees)
+    given, num = int(sizes.references.sum()), int(sizes.branches.sum())
+    if 0 < given < num:
         raise DataError(
-            f"{sum(given)} of {len(given)} completions bring a reference log-probability. Give it for all of them, or for none "
+            f"{given} of {num} completions bring a reference log-probability. Give it for all of them, or for none "
             "(columns reference_chosen_logp and reference_rejected_logp)."
         )
-    return bool(given) and given[0]
+    return given > 0
 
 
 def completion_keys(tree: PromptTree) -> list[bytes]:

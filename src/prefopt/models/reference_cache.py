@@ -7,6 +7,7 @@ next epoch and every β of a sweep, in any order. Each value carries a checksum;
 """
 
 import json
+import os
 import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping
@@ -124,6 +125,7 @@ class ReferenceCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._create_tables()
+            os.utime(self.path)  # so that what is in use is not pruned
         except OSError as error:
             return self._give_up(error)
         except DAMAGE as error:

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.config import check
 from prefopt.data import sources
 from prefopt.data.dataset import check as read_examples
-from prefopt.data.dataset import score_of
 from prefopt.data.formats import Kind
+from prefopt.data.growing import score_of
 from prefopt.data.settings import ConversationSettings, DataSettings
 from prefopt.data.template import chat_of
 from prefopt.data.tokenize import Grower, TreeOptions

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 
+import numpy as np
+import numpy.typing as npt
+
+from prefopt.data.store import Sizes
 from prefopt.engine.batch import Sharing, cost
 from prefopt.errors import RunError
 from prefopt.trees import PromptTree
@@ -77,13 +81,20 @@ def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing
     Raises:
         RunError: names the first one that does not, and the setting to change.
     """
-    for tree in trees:
-        needed = num_positions([tree], sharing)
-        if needed > max_tokens:
-            raise RunError(
-                f"example {tree.row_id} takes {needed} tokens, and a micro-batch may hold max_tokens = {max_tokens}. "
-                f"Raise max_tokens to {needed} or more, or lower max_length."
-            )
+    needed_E = needed_positions(Sizes.of(trees), sharing)
+    for place in np.flatnonzero(needed_E > max_tokens)[:1].tolist():
+        needed = int(needed_E[place])
+        raise RunError(
+            f"example {trees[place].row_id} takes {needed} tokens, and a micro-batch may hold max_tokens = {max_tokens}. "
+            f"Raise max_tokens to {needed} or more, or lower max_length."
+        )
+
+
+def needed_positions(sizes: Sizes, sharing: Sharing) -> npt.NDArray[np.int64]:
+    """Positions of a micro-batch that holds an example alone, for each."""
+    if sharing == "plain":
+        return sizes.branches * (sizes.prompt + sizes.longest)
+    return sizes.prompt + (sizes.branches * sizes.longest if sharing == "fork" else sizes.answers)
 
 
 def _share_out(groups: Sequence[list[int]], sizes: Sequence[int], num_processes: int) -> list[list[list[int]]]:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data.dataset import Dataset, load, split
+from prefopt.data.store import JoinedTrees, choose
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel
@@ -21,7 +23,8 @@ class RunData:
     """The examples of a run, as its method reads them.
 
     Attributes:
-        train, held_out: the examples.
+        train: the examples, each read from the disk when it is asked for.
+        held_out: those that are not trained on, in memory: they are run as one batch, again and again.
         facts: about them, for the summary.
         dropped, dropped_held_out: rows that were left out, as `write_dropped` takes them.
         chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
@@ -81,7 +84,8 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
     narrator.say(f"the first example:\n{dataset.first_example}")
     if not any(tree.weight > 0 for tree in trees):
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
-    arranged, arranged_held_out = (list(method.arrange(part, seed=settings.seed)) for part in (trees, held_out))
+    arranged = method.arrange(trees, seed=settings.seed)
+    arranged_held_out = list(method.arrange(held_out, seed=settings.seed))
     facts |= {"num_train": len(trees), "num_held_out": len(held_out), "held_out_lengths": mean_lengths(arranged_held_out)}
     return RunData(
         arranged,
@@ -119,9 +123,11 @@ def template_to_save(dataset: Dataset, loaded: LoadedModel) -> str | None:
     return dataset.chat_template if dataset.chat_template != loaded.tokenizer.chat_template else None
 
 
-def needed_trees(order: DataOrder, data: RunData) -> list[PromptTree]:
+def needed_trees(order: DataOrder, data: RunData) -> Sequence[PromptTree]:
     """The examples that the run will look at: with few steps on much data the reference need not see all of it."""
     if order.num_taken >= len(data.train):
-        return [*data.train, *data.held_out]
-    seen = sorted({int(index) for step in range(order.num_steps) for index in order.examples(step)})
-    return [*(data.train[index] for index in seen), *data.held_out]
+        return JoinedTrees(data.train, data.held_out)
+    taken = np.zeros(len(data.train), dtype=np.bool_)
+    for step in range(order.num_steps):
+        taken[order.examples(step)] = True
+    return JoinedTrees(choose(data.train, np.flatnonzero(taken)), data.held_out)

@@ -1,6 +1,7 @@
 """The reference's values before training: from the cache where they are, computed by all processes where they are not."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,14 @@ from prefopt.engine.logps import TokenLogps
 from prefopt.models.policy import EnginePath
 from prefopt.models.reference import CachedReference, Reference, completion_keys, prompt_key, split_by_key
 from prefopt.models.reference_cache import ReferenceCache
+from prefopt.models.reference_values import ReferenceValues
 from prefopt.training.cut import MicroBatch, cut
 from prefopt.training.group.processes import Processes
 from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
+
+PORTION = 20_000
+"""Examples whose values are computed at a time: enough to pack them by length, and few enough to be held in memory."""
 
 SENT_AT_ONCE = 2**24
 """Values that one process sends another at a time: 64 MiB."""
@@ -45,34 +50,69 @@ def precompute(
         path: how the reference's model is run.
         max_tokens, autocast, processes, narrator: of the run.
     """
-    lengths = {key: length for tree in trees for key, length in value_lengths(tree).items()}
-    values = cache.get(lengths)
-    narrator.say(
-        f"reference: {len(values)} of {len(lengths)} values come from the cache {cache.path}"
-        if values
-        else "reference: computed before training, and kept"
-    )
-    missing = [trees[place] for place in processes.share(lacking(trees, values))]
-    to_come = {key for tree in missing for key in value_lengths(tree)}
-    hand_out({key: length for key, length in lengths.items() if key not in to_come}, values, processes)
-    if missing:
-        plan = cut(missing, max_tokens=max_tokens, sharing=path.sharing, num_processes=processes.count)
-        mine = plan[processes.rank]
-        with narrator.progress("reference", len(mine)) as ticker:
+    values = ReferenceValues(cache)
+    num_parts = -(-len(trees) // PORTION)
+    for number in range(num_parts):
+        places = range(number * PORTION, min((number + 1) * PORTION, len(trees)))
+        part = Portion(reference, [trees[place] for place in places], cache, path, max_tokens, autocast, processes, narrator)
+        found = part.compute(f"reference, part {number + 1} of {num_parts}" if num_parts > 1 else "reference")
+        if num_parts > 1:
+            processes.wait()  # whoever leaves values to the cache must find them there
+        values.add(found)
+    return CachedReference(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some of the trees: as many as are held in memory at a time; the rest is as in `precompute`."""
+
+    reference: Reference
+    trees: Sequence[PromptTree]
+    cache: ReferenceCache
+    path: EnginePath
+    max_tokens: int
+    autocast: torch.dtype | None
+    processes: Processes
+    narrator: Narrator
+
+    def compute(self, name: str) -> Values:
+        """Their values.
+
+        Args:
+            name: what is shown while they are computed.
+        """
+        trees, cache, processes = self.trees, self.cache, self.processes
+        lengths = {key: length for tree in trees for key, length in value_lengths(tree).items()}
+        values = cache.get(lengths)
+        self.narrator.say(
+            f"{name}: {len(values)} of {len(lengths)} values come from the cache {cache.path}"
+            if values
+            else f"{name}: computed before training, and kept"
+        )
+        missing = [trees[place] for place in processes.share(lacking(trees, values))]
+        to_come = {key for tree in missing for key in value_lengths(tree)}
+        hand_out({key: length for key, length in lengths.items() if key not in to_come}, values, processes)
+        if missing:
+            plan = cut(missing, max_tokens=self.max_tokens, sharing=self.path.sharing, num_processes=processes.count)
+            self._run(plan[processes.rank], values, name)
+            exchange(plan, values, processes)
+        if processes.count > 1 and processes.local_rank == 0:  # for the next run on this machine
+            there = cache.get(lengths)
+            cache.put({key: values[key] for key in lengths if key not in there})
+        return values
+
+    def _run(self, mine: Sequence[MicroBatch], values: Values, name: str) -> None:
+        device = self.processes.device
+        with self.narrator.progress(name, len(mine)) as ticker:
             for done, micro_batch in enumerate(mine, 1):
-                batch = pack(micro_batch.trees, sharing=path.sharing, device=processes.device)
-                with torch.autocast(processes.device.type, dtype=autocast, enabled=autocast is not None):
-                    logps = reference.logps(batch)
+                batch = pack(micro_batch.trees, sharing=self.path.sharing, device=device)
+                with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                    logps = self.reference.logps(batch)
                 assert isinstance(logps, TokenLogps)
                 fresh = split_by_key(batch, logps)
                 values.update(fresh)
-                cache.put(fresh)
+                self.cache.put(fresh)
                 ticker.step(done, {})
-        exchange(plan, values, processes)
-    if processes.count > 1 and processes.local_rank == 0:  # for the next run on this machine
-        there = cache.get(lengths)
-        cache.put({key: values[key] for key in lengths if key not in there})
-    return CachedReference(values)
 
 
 def lacking(trees: Sequence[PromptTree], values: Container[bytes]) -> list[int]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prefopt.data.store import JoinedTrees
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import Policy
@@ -77,7 +78,7 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
     )
     fingerprint = weights_digest(loaded.model.state_dict())
     processes.agree(facts_to_agree_on(method, settings, fingerprint, data.facts["fingerprint"], proof.path))
-    check_fits([*data.train, *data.held_out], max_tokens=settings.max_tokens, sharing=proof.path.sharing)
+    check_fits(JoinedTrees(data.train, data.held_out), max_tokens=settings.max_tokens, sharing=proof.path.sharing)
     settings = within_data(settings, len(data.train), narrator)
     order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):

@@ -5,7 +5,7 @@ first step, and no second model is ever in memory; the values stay on disk for t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import TokenLogps
 from prefopt.errors import ModelError, RunError
@@ -39,7 +40,7 @@ from prefopt.training.group.sharding import Parallel, shard
 from prefopt.training.precompute import precompute
 from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.narrator import Narrator
-from prefopt.trees import PromptTree
+from prefopt.trees import PromptTree, TokenIds
 
 SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Mean difference per token, in nats, above which policy and reference are not the same function at the start. Two
@@ -92,17 +93,29 @@ def other_reference(
     apart = settings.parallel == "fsdp" and processes.count > 1
     where = torch.device("cpu") if apart else processes.device
     loaded = load_model(as_reference(settings, name), precision=precision, device=where, seed=0, frozen=True)
-    ids = [ids for tree in trees for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions))]
-    used = set(np.unique(np.concatenate(ids)).tolist())
+    used = used_ids(trees)
     theirs = loaded.tokenizer.get_vocab()
     if other := sorted(token for token, index in tokenizer.get_vocab().items() if index in used and theirs.get(token) != index):
         raise ModelError(
             f"the reference {name} reads other tokens than {settings.model}: {len(other)} of those in the data have another number "
             f"or none there (such as {', '.join(map(repr, other[:3]))}). Give a reference with the same tokenizer."
         )
-    longest = max(tree.longest for tree in trees)
+    sizes = Sizes.of(trees)
+    longest = int((sizes.prompt + sizes.longest).max())
     proof = prove(loaded.model, max_length=longest, autocast=precision.autocast, apart=processes.device if apart else None)
     return FrozenCopy(Policy(loaded.model, proof.path)), loaded, f"reference: {name}; {proof.sentence()}"
+
+
+def used_ids(trees: Iterable[PromptTree]) -> set[int]:
+    """All tokens of the trees."""
+    used: set[int] = set()
+    several: list[TokenIds] = []
+    for number, tree in enumerate(trees):
+        several += (tree.prompt_ids, *(completion.ids for completion in tree.completions))
+        if number % 1000 == 0:
+            used.update(np.unique(np.concatenate(several)).tolist())
+            several = []
+    return used.union(np.unique(np.concatenate(several)).tolist()) if several else used
 
 
 def cache_context(

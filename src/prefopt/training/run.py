@@ -12,6 +12,7 @@ from typing import Any
 
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
+from prefopt.data.store import JoinedTrees, Sizes
 from prefopt.errors import RunStopped
 from prefopt.machine import keep_freed_memory, prepare_environment
 from prefopt.methods.method import Method
@@ -21,7 +22,7 @@ from prefopt.models.reference import DataReference
 from prefopt.models.save import end_ids, save_model
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.combination import check_combination
-from prefopt.training.cut import num_positions
+from prefopt.training.cut import needed_positions
 from prefopt.training.examples import needed_trees
 from prefopt.training.group.processes import Processes, join
 from prefopt.training.group.sharding import is_cut, saved_weights, wrap
@@ -159,7 +160,8 @@ def _run(method: Method, settings: RunSettings, processes: Processes, book: Logb
     )
     with explained():
         ready = prepare(method, settings, memory, processes, narrator)
-    with explained(longest=max(num_positions([tree], ready.policy.path.sharing) for tree in (*ready.data.train, *ready.data.held_out))):
+    sizes = Sizes.of(JoinedTrees(ready.data.train, ready.data.held_out))
+    with explained(longest=int(needed_positions(sizes, ready.policy.path.sharing).max())):
         runner = _runner(method, ready, checkpoint, processes, book, again)
         if (summary := runner.done_before()) is not None:
             narrator.say(f"this run has finished before, and stays as it is: {folder.path}")

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationMixin, PreTrainedTokenizerBase
 
 from prefopt.data.show import decode
+from prefopt.data.store import Sizes
 from prefopt.engine.batch import pack
 from prefopt.engine.logps import TokenLogps
 from prefopt.evaluate.kl import estimate_kl
@@ -103,7 +104,7 @@ def choose_prompts(trees: Sequence[PromptTree], *, num: int, room: int, seed: in
         room: tokens of the longest prompt after which an answer still fits.
         seed: of the draw.
     """
-    fitting = [index for index, tree in enumerate(trees) if len(tree.prompt_ids) <= room]
+    fitting = np.flatnonzero(Sizes.of(trees).prompt <= room).tolist()
     chosen: list[PromptTree] = []
     seen: set[bytes] = set()
     for place in np.random.default_rng(seed).permutation(len(fitting)):

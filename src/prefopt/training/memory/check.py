@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from prefopt.engine.batch import Sharing, cost
+from prefopt.data.store import Sizes
+from prefopt.engine.batch import Sharing
 from prefopt.engine.head import CHUNK_LOGITS
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
@@ -131,9 +132,10 @@ class MemoryCheck:
             trees: examples of the run.
             sharing: how completions share their prompt.
         """
-        costs = [cost(tree, sharing) for tree in trees]
-        step = sum(costs) / len(costs) * min(self.settings.batch_size, len(trees))
-        positions = min(self.settings.max_tokens, max(*costs, math.ceil(step / self.processes)))
+        sizes = Sizes.of(trees)
+        costs_E = (sizes.prompt if sharing != "plain" else sizes.prompt * sizes.branches) + sizes.answers
+        step = float(costs_E.mean()) * min(self.settings.batch_size, len(trees))
+        positions = min(self.settings.max_tokens, max(int(costs_E.max()), math.ceil(step / self.processes)))
         if MARGIN * self.estimate(positions, exact=False).total <= self.available.num_bytes:
             return None
         estimate = self.estimate(positions)

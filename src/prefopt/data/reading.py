@@ -1,0 +1,122 @@
+"""Sources as checked examples, row by row, so that no source need fit into memory.
+
+What must be known of all rows at the end (their number, columns that nobody reads, what was left out) is gathered on the way.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from prefopt.data import sources
+from prefopt.data.examples import TURN_KEYS, Example, Fields
+from prefopt.data.formats import Kind
+from prefopt.data.recognise import LOOKED_AT, Recognised, check_columns, check_mapping, columns_of, mapping_for, recognise, rename
+from prefopt.data.rows import Dropped, Row, RowFault, clip
+from prefopt.data.settings import DataSettings
+from prefopt.data.summary import SourceSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A row that is an example.
+
+    Attributes:
+        example: the example.
+        columns: the row it was read from, under our names.
+    """
+
+    example: Example
+    columns: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Reading:
+    """One source whose format is known.
+
+    Attributes:
+        source, recognised, mapping, kind: what is read, and how.
+        num_rows: read so far, bad ones included.
+        columns: seen so far, in the order of their first use.
+        unread_in_turns: what turns hold beside role and content.
+    """
+
+    source: sources.Source
+    recognised: Recognised
+    mapping: Mapping[str, str]
+    kind: Kind
+    num_rows: int = 0
+    columns: dict[str, None] = field(default_factory=dict)
+    unread_in_turns: dict[str, None] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Read | Dropped]:
+        """Its rows, good or bad, in order.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        read = self._columns_read()
+        for found in self.source.stream():
+            self.num_rows += 1
+            if isinstance(found, Dropped):
+                yield found
+                continue
+            row = Row(found.location, rename(found.value, self.mapping))
+            self.columns.update(dict.fromkeys(row.value))
+            note_unread(row.value, read, self.unread_in_turns)
+            yield self._example(row)
+
+    def again(self) -> "Reading":
+        """The same from the first row on, with nothing gathered."""
+        return Reading(self.source, self.recognised, self.mapping, self.kind)
+
+    def summary(self) -> SourceSummary:
+        """What there is to say about it when all was read."""
+        entry = self.recognised.format
+        read = self._columns_read()
+        unread = [column for column in self.columns if column not in read] + sorted(self.unread_in_turns)
+        says = f"{entry.says}, read as demonstrations of the chosen answer" if self._as_demonstration else entry.says
+        return SourceSummary(self.source.name, entry.name, says, self.recognised.because, self.num_rows, tuple(map(clip, unread)))
+
+    @property
+    def _as_demonstration(self) -> bool:
+        return self.kind == "demonstration" and self.recognised.format.kind == "pair"
+
+    def _columns_read(self) -> set[str]:
+        return {*self.recognised.format.fields} - ({"rejected"} if self._as_demonstration else set())
+
+    def _example(self, row: Row) -> Read | Dropped:
+        try:
+            return Read(replace(self.recognised.format.read(Fields(row.value), self.kind), location=row.location), row.value)
+        except RowFault as fault:
+            return Dropped(row.location, fault.reason, fault.detail, row.value)
+
+
+def readings(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) -> list[Reading]:
+    """The sources, their formats recognised by their first rows.
+
+    Raises:
+        DataError: a source is damaged or empty, its format is not recognised, or `columns` names a field that no format
+            has or a column that no source has.
+    """
+    check_mapping(settings.columns)
+    first = [list(islice(source.stream(), LOOKED_AT)) for source in opened]
+    # A column may be there in a later row alone.
+    seen = [columns_of(source.stream()) if settings.columns else [] for source in opened]
+    check_columns({source.name: columns for source, columns in zip(opened, seen, strict=True)}, settings.columns)
+    found = []
+    for source, own_rows, columns in zip(opened, first, seen, strict=True):
+        mapping = mapping_for(columns, settings.columns)
+        rows = [row if isinstance(row, Dropped) else Row(row.location, rename(row.value, mapping)) for row in own_rows]
+        recognised = recognise(source.name, rows, kind, settings.data_format, own_columns=columns_of(own_rows), mapping=mapping)
+        found.append(Reading(source, recognised, mapping, kind))
+    return found
+
+
+def note_unread(columns: Mapping[str, Any], read: Set[str], found: dict[str, None]) -> None:
+    """Note what turns hold beside role and content, as `column[].key`: a model's thoughts, names, weights of turns."""
+    for column in read & columns.keys():
+        value = columns[column]
+        for turn in value if isinstance(value, list) else [value]:
+            if isinstance(turn, dict) and not turn.keys() <= TURN_KEYS:
+                found |= dict.fromkeys(f"{column}[].{key}" for key, entry in turn.items() if key not in TURN_KEYS and entry is not None)
