@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import main
-from prefopt.data import growing, sources, store, workers
+from prefopt.data import growing, sources, store, words, workers
 from prefopt.data.cache import kept, prune, report
 from prefopt.data.dataset import load, split
 from prefopt.data.store import record_of
@@ -18,8 +18,8 @@ from prefopt.errors import DataError
 
 
 def row(number: int) -> dict[str, str]:
-    words = " ".join(f"word{(number * 7 + place) % 97}" for place in range(60))
-    return {"prompt": f"{number} {words}? ", "chosen": f"good answer {number}", "rejected": "bad"}
+    text = " ".join(f"word{(number * 7 + place) % 97}" for place in range(60))
+    return {"prompt": f"{number} {text}? ", "chosen": f"good answer {number}", "rejected": "bad"}
 
 
 def written(path: Path, rows: int, make: Callable[[int], dict[str, Any]] = row) -> str:
@@ -43,6 +43,7 @@ def peak_bytes(path: str, settings: Callable[..., Any], tokenizer: Any, **given:
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, settings, tokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store, "HELD", 100_000)
+    monkeypatch.setattr(words, "KEPT", 1000)  # each row has words of its own, and some of them are kept
     few, many = 1024, 4096
     paths = [written(tmp_path / f"{number}.jsonl", number) for number in (few, many)]
     load([written(tmp_path / "first.jsonl", 600)], settings(), tokenizer, kind="pair")  # what is loaded once, the proof of words too
