@@ -2,6 +2,7 @@
 
 python bench/memory_estimate.py                 all shapes, as the table of docs/memory.md
 python bench/memory_estimate.py --only 0 3      some of them
+python bench/memory_estimate.py --parts         what each estimate consists of
 python bench/memory_estimate.py --heap          with MALLOC_MMAP_THRESHOLD_ set, so that glibc keeps nothing back
 """
 
@@ -25,15 +26,15 @@ SHAPES: list[dict[str, Any]] = [
     {"model": "5M", "max_tokens": 1024},
     {"model": "5M", "max_tokens": 4096},
     {"model": "5M", "max_tokens": 4096, "lora_rank": 16},
-    {"model": "5M", "max_tokens": 4096, "gradient_checkpointing": True},
-    {"model": "5M", "max_tokens": 4096, "gradient_checkpointing": True, "lora_rank": 16},
+    {"model": "5M", "max_tokens": 4096, "gradient_checkpointing": "on"},
+    {"model": "5M", "max_tokens": 4096, "gradient_checkpointing": "on", "lora_rank": 16},
     {"model": "5M", "max_tokens": 4096, "sharing": "plain"},
     {"model": "28M", "max_tokens": 4096, "precision": "bf16"},
     {"model": "28M", "max_tokens": 4096, "lora_rank": 16, "precision": "bf16"},
-    {"model": "28M", "max_tokens": 4096, "gradient_checkpointing": True},
+    {"model": "28M", "max_tokens": 4096, "gradient_checkpointing": "on"},
     {"model": "56M", "max_tokens": 1024},
     {"model": "56M", "max_tokens": 1024, "reference_cache": False},
-    {"model": "56M", "max_tokens": 1024, "lora_rank": 16, "gradient_checkpointing": True, "precision": "bf16"},
+    {"model": "56M", "max_tokens": 1024, "lora_rank": 16, "gradient_checkpointing": "on", "precision": "bf16"},
 ]
 COMMON: dict[str, Any] = {
     "batch_size": 16,
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="*", default=range(len(SHAPES)))
     parser.add_argument("--heap", action="store_true")
+    parser.add_argument("--parts", action="store_true", help="what the estimate consists of")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -67,6 +69,8 @@ def main() -> None:
             found = json.loads(child(spec, HEAP if given.heap else {}))
             estimated, measured = found["estimated"] / 1e6, found["measured"] / 1e6
             words = ", ".join(f"{name} {value}" for name, value in shape.items())
+            for line in found["parts"] if given.parts else ():
+                print("   ", line)
             print(
                 f"| {words} | {found['positions']:,} | {estimated:,.0f} | {measured:,.0f} | {estimated / measured:.2f} "
                 f"| {found['cpu_seconds']:.0f} |",
@@ -98,13 +102,14 @@ def make(folder: Path, models: set[str]) -> None:
         new_model(NewSettings(text=[str(text)], out=folder / name, vocabulary=1500, context=1024, **MODELS[name]), say=print)
 
 
-def measure(spec: dict[str, Any]) -> dict[str, float]:
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Run it; what it took beside what Python and its libraries had taken before."""
     import torch
 
     from prefopt.config import check
     from prefopt.training.assemble import method_named, own_settings, settings_for
-    from prefopt.training.memory.check import estimate_memory
+    from prefopt.training.cut import fullest_row
+    from prefopt.training.memory.estimate import estimate_memory
     from prefopt.training.run import train_with
     from prefopt.training.terminal.narrator import Quiet
 
@@ -115,13 +120,22 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     method = method_named("dpo")
     settings = check(settings_for(method), spec)
     data = result.summary["data"]["summary"]
-    per_tree = data["num_tokens"] / data["num_trees"] + (data["mean_prompt"] if settings.sharing == "plain" else 0)
-    positions = min(settings.max_tokens, round(per_tree * settings.batch_size))
-    estimate = estimate_memory(method(own_settings(method, settings)), settings, positions=positions, device=torch.device("cpu"))
+    prompt, completion = data["mean_prompt"], (data["num_tokens"] / data["num_trees"] - data["mean_prompt"]) / 2
+    per_tree = data["num_tokens"] / data["num_trees"] + (prompt if settings.sharing == "plain" else 0)
+    positions = fullest_row(per_tree, 0.0, round(per_tree), count=settings.batch_size, max_tokens=settings.max_tokens)
+    estimate = estimate_memory(
+        method(own_settings(method, settings)),
+        settings,
+        positions=positions,
+        device=torch.device("cpu"),
+        tree=tuple(map(round, (prompt, completion, completion))),
+        accumulates=per_tree * settings.batch_size > settings.max_tokens,
+    )
     return {
         "estimated": estimate.total,
         "measured": peak - base,
         "positions": positions,
+        "parts": estimate.lines(),
         "cpu_seconds": used.ru_utime + used.ru_stime,
     }
 

@@ -69,10 +69,18 @@ def test_flags_become_settings(trained: list[Any]):
 
 
 @pytest.mark.parametrize(("word", "value"), [("on", True), ("off", False), ("true", True), ("false", False)])
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "reference_cache"])
+@pytest.mark.parametrize("name", ["keep_best", "reference_cache"])
 def test_switches_take_on_and_off(trained: list[Any], name: str, word: str, value: bool):
     assert main(["train", "dpo", *REQUIRED, "--" + name.replace("_", "-"), word]) == 0
     assert getattr(trained[0][1], name) is value
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [((), "on"), (("on",), "on"), (("off",), "off"), (("auto",), "auto"), (("3",), 3), (("false",), "off")]
+)
+def test_gradient_checkpointing_is_a_switch_or_a_number_of_layers(trained: list[Any], words: tuple[str, ...], value: Any):
+    assert main(["train", "dpo", *REQUIRED, "--gradient-checkpointing", *words]) == 0
+    assert trained[0][1].gradient_checkpointing == value
 
 
 def test_flags_win_over_the_file(trained: list[Any], tmp_path: Path):

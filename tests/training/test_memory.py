@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ from tests.training.runs import run
 from transformers import AutoConfig
 
 from prefopt.config import check
+from prefopt.engine.batch import pack
+from prefopt.engine.head import HeadShape
 from prefopt.errors import RunError
 from prefopt.methods.method import Method
-from prefopt.models.load import choose_precision
+from prefopt.models.load import checkpoint_activations, choose_precision
+from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.settings import ModelSettings
 from prefopt.training.assemble import method_named, own_settings, settings_for
 from prefopt.training.group.processes import ALONE
 from prefopt.training.memory import check as memory
 from prefopt.training.memory import out_of_memory
 from prefopt.training.memory.available import Available
-from prefopt.training.memory.check import MemoryCheck, check_memory, estimate_memory, size
+from prefopt.training.memory.check import MemoryCheck, Micro, check_memory
+from prefopt.training.memory.estimate import estimate_memory, size
 from prefopt.training.memory.out_of_memory import explaining_out_of_memory, is_out_of_memory
-from prefopt.training.memory.skeleton import read_skeleton
+from prefopt.training.memory.trace import Load, _micro_batch, trace_step
 from prefopt.training.settings import RunSettings
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -103,37 +109,40 @@ def test_a_reference_in_memory_is_a_second_model_but_where_the_adapter_can_be_sw
     assert "the reference model" not in parts(model, method="sft")
 
 
-def saved_tensors(model: Any, num_trees: int, *, sharing: str) -> int:
-    """What autograd really keeps of a forward pass."""
-    from prefopt.engine.batch import pack
-    from prefopt.engine.head import HeadShape
-    from prefopt.models.policy import EnginePath, Policy
-
-    policy = Policy(model, EnginePath(sharing, HeadShape()))  # type: ignore[arg-type]
-    ids = token_ids([1] * 100)
-    shorter = token_ids([1] * 97)  # so that there is padding, as there mostly is
-    batch = pack([PromptTree(ids, (Completion(ids), Completion(shorter)))] * num_trees, sharing=sharing)  # type: ignore[arg-type]
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        policy(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 @pytest.mark.parametrize("sharing", ["flat", "plain"])
-def test_activations_are_those_that_autograd_keeps(make_model: MakeModel, tmp_path: Path, sharing: str):
+@pytest.mark.parametrize("recomputing", [0, 4, None])
+def test_a_traced_step_takes_what_a_real_one_takes(make_model: MakeModel, tmp_path: Path, sharing: Any, recomputing: int | None):
     deep = make_model("qwen3", head_dim=8, **(WIDE | {"num_hidden_layers": 11}))  # more layers than are run
     deep.save_pretrained(tmp_path)
-    _, settings = settings_of(tmp_path, sharing=sharing)
-    kept = read_skeleton(settings, choose_precision("float32", CPU, adapter=False), num_completions=2).kept
-    positions = {"flat": 6 * 297, "plain": 6 * 400}[sharing]
-    assert kept.of(positions) == pytest.approx(saved_tensors(deep.train(), 6, sharing=sharing), rel=0.05)
+    settings = ModelSettings(model=str(tmp_path), sharing=sharing)
+    lengths = (100, 100, 97)  # so that there is padding, as there mostly is
+    load = Load({"flat": 6 * 297, "plain": 6 * 400}[sharing], lengths, False, recomputing, "cpu", False)
+    step = trace_step(settings, choose_precision("float32", CPU, adapter=False), load, depth=11)
+    if recomputing != 0:
+        checkpoint_activations(deep, recomputing)
+    policy = Policy(deep.train(), EnginePath(sharing, HeadShape()))
+    ids = [token_ids([1] * length) for length in lengths]
+    batch = pack([PromptTree(ids[0], (Completion(ids[1]), Completion(ids[2])))] * 6, sharing=sharing)
+    real = _micro_batch(policy, batch, None, [*policy.parameters(), *policy.buffers()], False)
+    assert step.peak == pytest.approx(real.peak, rel=0.03)
+    assert step.gradients == sum(parameter.grad.nbytes for parameter in deep.parameters() if parameter.grad is not None)
+
+
+def test_in_a_step_of_several_micro_batches_gradients_are_there_while_the_later_ones_run(model: Path):
+    settings = ModelSettings(model=str(model))
+    load = Load(600, (50, 50, 50), False, 0, "cpu", False)
+    precision = choose_precision("float32", CPU, adapter=False)
+    once, several = (trace_step(settings, precision, replace(load, accumulates=flag), depth=3) for flag in (False, True))
+    assert once.peak < several.peak <= once.peak + once.gradients
+
+
+def test_a_long_row_takes_in_proportion(model: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = ModelSettings(model=str(model))
+    precision = choose_precision("float32", CPU, adapter=False)
+    load = Load(4800, (50, 50, 50), True, 0, "cpu", False)
+    whole = trace_step(settings, precision, load, depth=3).peak
+    monkeypatch.setattr("prefopt.training.memory.trace.MOST", 2400)
+    assert trace_step(settings, precision, load, depth=3).peak == pytest.approx(whole, rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -141,20 +150,17 @@ def test_activations_are_those_that_autograd_keeps(make_model: MakeModel, tmp_pa
 def test_the_rule_of_thumb_is_near_what_is_counted(model: Path, precision: str, checkpointing: bool):
     method, settings = settings_of(model, precision=precision, gradient_checkpointing=checkpointing)
     exact, rough = (estimate_memory(method, settings, positions=4000, device=CPU, exact=exact).total for exact in (True, False))
-    assert rough == pytest.approx(exact, rel=0.4)
-
-
-def test_gradient_checkpointing_keeps_the_inputs_of_layers_and_one_layer(model: Path):
-    name = "activations of 1,000 positions"
-    off, on = parts(model)[name], parts(model, gradient_checkpointing=True)[name]
-    one_layer, inputs = off / 3, 3 * 1000 * 4 * 64
-    assert one_layer < on < one_layer + 3 * inputs
+    assert rough == pytest.approx(exact, rel=0.5)
 
 
 def test_an_architecture_that_does_not_run_without_weights_gets_the_rule_of_thumb(make_model: MakeModel, tmp_path: Path):
     make_model("mixtral", num_local_experts=4, num_experts_per_tok=2, **WIDE).save_pretrained(tmp_path)
-    found = parts(tmp_path)
-    assert found["activations of 1,000 positions"] == 1000 * 3 * 4 * (16 * 64 + 4 * 2 * 128)
+    settings = ModelSettings(model=str(tmp_path))
+    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever a tensor without numbers raises when it is asked for them)
+        trace_step(settings, choose_precision("float32", CPU, adapter=False), Load(600, (50, 50, 50), True, 0, "cpu", False), depth=3)
+    kept, feed_forward = 1000 * 3 * 4 * (16 * 64 + 4 * 2 * 128), 4 * 4 * 1000 * 2 * 128
+    head = 3 * 4 * 1000 * 384 + 4 * 384 * 64
+    assert parts(tmp_path)["activations of 1,000 positions"] == kept + max(feed_forward, head)
 
 
 def test_fsdp_shares_what_is_certain_and_gathers_a_layer_at_a_time(model: Path, make_model: MakeModel):
@@ -169,10 +175,9 @@ def test_fsdp_shares_what_is_certain_and_gathers_a_layer_at_a_time(model: Path, 
 
 
 def test_the_heap_keeps_back_what_small_tensors_leave_unless_glibc_is_told_not_to(model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr("prefopt.training.memory.heap.sys.platform", "linux")
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    assert "holes in the heap" in parts(model)
-    assert "holes in the heap" not in parts(model, positions=10**6)  # tensors of 256 MB go back to the system
+    assert parts(model)["holes in the heap"] > 0
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
     assert "holes in the heap" not in parts(model)
 
@@ -209,21 +214,21 @@ def test_a_run_whose_weights_gradients_and_moments_do_not_fit_is_refused_with_wh
 
 def test_remedies_stand_in_the_order_of_their_effect_and_say_which_of_them_fits(big: Path):
     low = checked(big, 10**5, max_tokens=4096)
-    lines = [line.strip() for line in low._advice(4096).split("\n  ")[1:]]
+    lines = [line.strip() for line in low._advice(Micro(4096)).split("\n  ")[1:]]
     assert {line.split(":")[0] for line in lines[:3]} == {"--lora-rank 16", "--gradient-checkpointing on", "--max-tokens 2048"}
     totals = [float(line.split(": ")[1].split(" ")[0]) for line in lines[:3]]
     assert totals == sorted(totals)
     assert lines[3].startswith("all of them: ")
     assert float(lines[3].split(": ")[1].split(" ")[0]) < totals[0]
     assert not any("which fits" in line for line in lines)
-    total = low.estimate(4096, gradient_checkpointing=True).total
-    assert "--gradient-checkpointing on: " + size(total) + ", which fits" in checked(big, total, max_tokens=4096)._advice(4096)
+    total = low.estimate(Micro(4096), gradient_checkpointing="on").total
+    assert "--gradient-checkpointing on: " + size(total) + ", which fits" in checked(big, total, max_tokens=4096)._advice(Micro(4096))
 
 
 def test_each_remedy_is_named_only_where_it_is_one(model: Path):
     def names(device: torch.device = CPU, positions: int = 4096, **given: Any) -> list[str]:
         low = checked(model, 10**5, device=device, **given)
-        return [words for words, *_ in low._remedies(positions)]
+        return [words for words, *_ in low._remedies(Micro(positions))]
 
     assert names() == ["--lora-rank 16", "--gradient-checkpointing on", "--max-tokens 2048"]
     assert names(lora_rank=8, gradient_checkpointing=True, positions=300) == ["--precision bf16", "--load-in-4bit on"]
@@ -235,13 +240,17 @@ def test_each_remedy_is_named_only_where_it_is_one(model: Path):
 
 def test_several_gpus_are_proposed_as_many_as_it_takes(big: Path):
     alone = MemoryCheck(*settings_of(big), 1, torch.device("cuda"), Available(3 * 10**9, "of a GPU"))
-    found = next(remedy for remedy in alone._remedies(300) if "fsdp" in remedy[0])
+    found = next(remedy for remedy in alone._remedies(Micro(300)) if "fsdp" in remedy[0])
     count = found[3]
     assert found[0] == f"--parallel fsdp on {count} GPUs"
     assert count is not None
-    assert alone.estimate(300, count, parallel="fsdp").total <= 3 * 10**9 < alone.estimate(300, count // 2, parallel="fsdp").total
+    assert (
+        alone.estimate(Micro(300), count, parallel="fsdp").total
+        <= 3 * 10**9
+        < alone.estimate(Micro(300), count // 2, parallel="fsdp").total
+    )
     hopeless = MemoryCheck(*settings_of(big), 1, torch.device("cuda"), Available(10**6, "of a GPU"))
-    assert not [remedy for remedy in hopeless._remedies(300) if "fsdp" in remedy[0]]
+    assert not [remedy for remedy in hopeless._remedies(Micro(300)) if "fsdp" in remedy[0]]
 
 
 def trees(num: int, length: int) -> list[PromptTree]:
@@ -249,20 +258,28 @@ def trees(num: int, length: int) -> list[PromptTree]:
     return [PromptTree(ids, (Completion(ids), Completion(ids)))] * num
 
 
+def note(check: MemoryCheck, examples: list[PromptTree], sharing: Any) -> str | None:
+    return check.note(check.largest_micro_batch(examples, sharing))
+
+
 def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Path):
     check_of = checked(model, 10**12, batch_size=8)
-    positions = 8 * 3 * 50
-    total = check_of.estimate(positions).total
-    assert checked(model, total, batch_size=8).note(trees(20, 50), "flat") is None
-    assert checked(model, total - 1, batch_size=8).note(trees(20, 50), "flat") is not None
-    note = checked(model, total - 1, batch_size=8).note(trees(20, 50), "flat")
-    assert note is not None
-    assert note.startswith(f"note: memory may run out: the run may need {size(total)} (")
-    assert "activations of 1,200 positions" in note
+    total = check_of.estimate(check_of.largest_micro_batch(trees(20, 50), "flat")).total
+    assert note(checked(model, total, batch_size=8), trees(20, 50), "flat") is None
+    found = note(checked(model, total - 1, batch_size=8), trees(20, 50), "flat")
+    assert found is not None
+    assert found.startswith(f"note: memory may run out: the run may need {size(total)} (")
+    assert "activations of 1,200 positions" in found
     mixed = [*trees(19, 10), *trees(1, 500)]  # the longest example has a micro-batch to itself
-    assert "activations of 1,500 positions" in (checked(model, 10**5, batch_size=1).note(mixed, "flat") or "")
-    assert "activations of 800 positions" in (checked(model, 10**5, batch_size=8).note(trees(20, 25), "plain") or "")
-    assert "activations of 600 positions" in (checked(model, 10**5, batch_size=8, processes=2).note(trees(20, 50), "flat") or "")
+    assert "activations of 1,500 positions" in (note(checked(model, 10**5, batch_size=1), mixed, "flat") or "")
+    assert "activations of 800 positions" in (note(checked(model, 10**5, batch_size=8), trees(20, 25), "plain") or "")
+    assert "activations of 600 positions" in (note(checked(model, 10**5, batch_size=8, processes=2), trees(20, 50), "flat") or "")
+
+
+def test_a_micro_batch_is_known_by_its_positions_its_lengths_and_whether_others_follow(model: Path):
+    check_of = checked(model, 10**12, batch_size=8, max_tokens=1000)
+    assert check_of.largest_micro_batch(trees(20, 50), "flat") == Micro(600, (50, 50, 50), accumulates=True)  # 1,200 in two even rows
+    assert check_of.largest_micro_batch(trees(20, 20), "flat") == Micro(480, (20, 20, 20), accumulates=False)
 
 
 def test_a_run_that_cannot_fit_does_not_load_its_model(model: Path, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from cyclopts import App, Group, Parameter
 from pydantic.fields import FieldInfo
 
-from prefopt.cli.words import choices_of, default_of, flag_of, metavar_of, plain_type
+from prefopt.cli.words import choices_of, default_of, flag_of, is_switch, metavar_of, plain_type
 from prefopt.config import Settings, check, from_yaml, nearest, report, shown
 from prefopt.errors import ConfigError
 
@@ -210,7 +210,7 @@ def value_of(info: FieldInfo, given: list[str]) -> Any:
         ValueError: too few or too many words, or a pair without its `=`.
     """
     kind = plain_type(info)
-    if kind is bool and not given:
+    if not given and is_switch(info):
         return True
     if not given:
         raise ValueError(f"needs a value ({info.description})")

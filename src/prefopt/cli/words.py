@@ -32,6 +32,20 @@ def choices_of(info: FieldInfo) -> tuple[str, ...] | None:
     return tuple(str(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else None
 
 
+def choices_or_number(info: FieldInfo) -> tuple[str, ...]:
+    """The words that a setting may have in place of a number; none where it is of another kind."""
+    kind = plain_type(info)
+    if get_origin(kind) not in (Union, UnionType):
+        return ()
+    words = [part for part in get_args(kind) if get_origin(part) is Literal]
+    return tuple(map(str, get_args(words[0]))) if words else ()
+
+
+def is_switch(info: FieldInfo) -> bool:
+    """Whether the flag may stand alone, and then means on."""
+    return plain_type(info) is bool or "on" in choices_or_number(info)
+
+
 def metavar_of(info: FieldInfo) -> str:
     """What stands for a value after a flag."""
     kind = plain_type(info)
@@ -39,12 +53,16 @@ def metavar_of(info: FieldInfo) -> str:
         return "NAME=VALUE..."
     if get_origin(kind) is list:
         return f"{METAVARS.get(get_args(kind)[0], 'VALUE')}..."
+    if mixed := choices_or_number(info):
+        return f"{'|'.join(mixed)}|INT"
     return "CHOICE" if choices_of(info) else METAVARS.get(kind, "VALUE")
 
 
 def type_of(info: FieldInfo) -> str:
     """The type of a setting, and its limits."""
     kind = plain_type(info)
+    if mixed := choices_or_number(info):
+        return f"{', '.join(mixed)} or a whole number"
     if choices := choices_of(info):
         return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
     if get_origin(kind) is dict:

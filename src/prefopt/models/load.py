@@ -15,7 +15,9 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.errors import ModelError
@@ -159,8 +161,8 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         adapter = new_adapter(model, settings, seed)
     hold_trained(model, precision.trained)  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(model)
+    if settings.gradient_checkpointing not in ("off", "auto"):  # for auto it is known once the examples are
+        checkpoint_activations(model, None if settings.gradient_checkpointing == "on" else int(settings.gradient_checkpointing))
     model.train()
     return LoadedModel(model, tokenizer, adapter, adapter_is_new=adapter is not None and not adapter_folder)
 
@@ -382,13 +384,28 @@ def _peft() -> Iterator[None]:
         yield
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: PreTrainedModel, num_layers: int | None = None) -> None:
     """Let the model's layers compute their activations again in the backward pass.
 
+    Args:
+        model: in place.
+        num_layers: how many, the first ones; None: all. The first, because when the backward pass comes to them the activations
+            of those after them are gone, and there is room for what is computed again.
+
     Raises:
-        ModelError: it cannot.
+        ModelError: it cannot, or has not so many layers.
     """
     how = {"use_reentrant": False}
+    layers = layers_that_recompute(model)
+    if num_layers is not None:
+        if not layers:
+            raise ModelError(
+                f"gradient_checkpointing: the layers of {type(model).__name__} cannot be recomputed one by one. Use on, or off."
+            )
+        if num_layers > len(layers):
+            raise ModelError(
+                f"gradient_checkpointing: {num_layers} layers were asked for, and the model has {len(layers)}. Use on for all."
+            )
     try:
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
@@ -396,6 +413,13 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     except ValueError as error:
         raise ModelError(f"gradient_checkpointing: {_one_line(error)}. Leave it off for this model.") from None
+    for layer in layers[len(layers) if num_layers is None else num_layers :]:
+        layer.gradient_checkpointing = False
+
+
+def layers_that_recompute(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers of a model that can be told one by one to compute their activations again, in their order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _one_line(error: Exception) -> str:

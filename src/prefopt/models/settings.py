@@ -1,10 +1,13 @@
 """What users say about the model."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefopt.config import REQUIRED, Setting, Settings
+
+SWITCHES = {"true": "on", "yes": "on", "false": "off", "no": "off"}
+"""Other words for on and off, as they are understood wherever a setting is a switch."""
 
 
 class ModelSettings(Settings):
@@ -30,11 +33,32 @@ class ModelSettings(Settings):
         help="Arithmetic of the forward pass; `auto` is bf16 where the hardware has it. Trained weights are kept in float32, unless "
         "optim says otherwise.",
     )
-    gradient_checkpointing: bool = Setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.")
+    gradient_checkpointing: Literal["off", "on", "auto"] | Annotated[int, Field(ge=1)] = Setting(
+        "auto",
+        help="Layers that recompute their activations in the backward pass, the first ones: less memory, and up to a third more time; "
+        "`on` is all of them, `auto` as few as the run needs to fit into memory, mostly none. Results do not depend on it.",
+    )
     sharing: Literal["auto", "flat", "fork", "plain"] = Setting(
         "auto", help="How completions share their prompt; `auto` takes the fastest way that proves equal on this model."
     )
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _switch_or_number(cls, value: Any) -> Any:
+        """A switch is on or off however it is spelled; a number of layers may come as text."""
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        word = value.strip().lower() if isinstance(value, str) else value
+        if word in ("on", "off", "auto"):
+            return word
+        if isinstance(word, str) and word in SWITCHES:
+            return SWITCHES[word]
+        if isinstance(word, str) and word.isascii() and word.isdecimal():
+            word = int(word)
+        if not isinstance(word, int) or word < 0:
+            raise ValueError("must be off, on, auto or a number of layers")
+        return word or "off"
 
     @model_validator(mode="after")
     def _adapter_settings_need_an_adapter(self) -> "ModelSettings":

@@ -45,7 +45,7 @@ def reference_settings(settings: RunSettings) -> ReferenceSettings:
 
 def as_reference(settings: RunSettings, name: str) -> RunSettings:
     """The settings by which another model is loaded as the reference."""
-    return settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": False})
+    return settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": "off"})
 
 
 @cache

@@ -3,7 +3,7 @@
 from prefopt.errors import ConfigError
 from prefopt.models.quantise import need_bitsandbytes, refuse_full
 from prefopt.training.group.processes import Processes
-from prefopt.training.memory.check import trains_adapter
+from prefopt.training.memory.estimate import trains_adapter
 from prefopt.training.optimizers.kinds import KINDS
 from prefopt.training.settings import RunSettings
 
@@ -21,6 +21,11 @@ def check_combination(settings: RunSettings, processes: Processes) -> None:
         raise ConfigError(
             f"optim adamw-bf16 is for training all weights, and {settings.model} is an adapter, whose weights are few and stay in float32. "
             "Leave optim out."
+        )
+    if settings.offload_activations and processes.device.type != "cuda":
+        raise ConfigError(
+            "offload_activations moves activations from a GPU to the machine's memory, and this run computes on the CPU, where they are "
+            "already: nothing would be gained. Leave it out; gradient_checkpointing and a lower max_tokens take less memory here."
         )
     cut = settings.parallel == "fsdp" and processes.count > 1
     if settings.load_in_4bit:

@@ -8,6 +8,7 @@ examples of similar length, because the longest one sets the width of all; for s
 drawn where the largest batch is smallest. `python bench/packing.py` measures how even that is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -227,3 +228,18 @@ def _neighbours(trees: Sequence[PromptTree], longest_first: Sequence[int], max_t
             size = Padded(sharing).with_tree(trees[index])
         groups[-1].append(index)
     return groups
+
+
+def fullest_row(mean: float, spread: float, longest: int, *, count: float, max_tokens: int) -> int:
+    """Positions of the largest micro-batch of a run, about: rows are filled evenly, and hardly ever to the last token.
+
+    Args:
+        mean, spread: positions of an example, and their standard deviation.
+        longest: of the largest example.
+        count: examples of a step, on one process.
+        max_tokens: positions that a micro-batch may have.
+    """
+    step, around = mean * count, 2.5 * spread * math.sqrt(count)
+    sizes = [max(mean, step + share * around) for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    largest = max(size / math.ceil(size / max_tokens) for size in sizes)
+    return min(max_tokens, max(longest, math.ceil(largest)))

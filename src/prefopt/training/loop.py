@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import ReferenceLogps, TokenLogps
+from prefopt.engine.offload import Offload
 from prefopt.machine import give_freed_memory_back
 from prefopt.methods.method import Method, State
 from prefopt.models.policy import Policy, trained_parameters
@@ -63,6 +64,7 @@ class Trainer:
         max_tokens: positions of a micro-batch.
         autocast: dtype of matrix products, or None.
         processes: those of the run.
+        offload: moves what the backward pass needs to the machine's memory; None: it stays.
     """
 
     policy: Policy
@@ -75,6 +77,7 @@ class Trainer:
     max_tokens: int
     autocast: torch.dtype | None
     processes: Processes
+    offload: Offload | None = None
 
     def step(self, trees: Sequence[PromptTree], step: int, state: State) -> tuple[StepResult, float]:
         """One optimizer step on the examples.
@@ -91,14 +94,8 @@ class Trainer:
         sums = Sums()
         self.optimizer.zero_grad(set_to_none=True)
         for place, micro_batch in enumerate(mine):
-            batch = self._pack(micro_batch)
             with self._synchronised(is_last=place == len(mine) - 1):
-                logps, reference = self._forward(self.wrapped, batch)
-                output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
-                loss = weighted_loss(output, batch, totals)
-                # Processes average their gradients; the loss is a sum over all of them.
-                (loss * self.processes.count).backward()
-            sums.add(output, batch, loss)
+                self._add_gradients(micro_batch, totals, statistics, state, sums)
         norm = clip_gradients(self.policy, self.max_grad_norm)
         *numbers, grad_norm = torch.cat([self.processes.add_up(sums.stacked()), norm.double()[None]]).tolist()  # the step's one host read
         result = StepResult.of(sums.named(numbers))
@@ -108,6 +105,23 @@ class Trainer:
         set_learning_rate(self.optimizer, self.schedule.at(step))
         self.optimizer.step()
         return result, grad_norm
+
+    def _add_gradients(
+        self, micro_batch: MicroBatch, totals: Mapping[str, float], statistics: Mapping[str, float], state: State, sums: Sums
+    ) -> None:
+        """Forward and backward pass over one micro-batch.
+
+        Nothing of its graph may outlive it: thousands of small nodes all over the heap would keep what the tensors between them
+        leave from growing together again, and a run on a CPU would take half as much memory again (docs/experiments.md).
+        """
+        batch = self._pack(micro_batch)
+        logps, reference = self._forward(self.wrapped, batch)
+        output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
+        loss = weighted_loss(output, batch, totals)
+        # Processes average their gradients; the loss is a sum over all of them.
+        (loss * self.processes.count).backward()
+        with torch.no_grad():
+            sums.add(output, batch, loss)
 
     def evaluate(self, trees: Sequence[PromptTree], state: State) -> Evaluation:
         """Loss and metrics on examples, as one batch, without gradients."""
@@ -165,7 +179,8 @@ class Trainer:
         with torch.autocast(batch.input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             # The reference first: it may switch adapters, and recomputation in the backward pass must find the policy's.
             reference = None if self.reference is None else self.reference.logps(batch)
-            return policy(batch, extras=extras), reference
+            with nullcontext() if self.offload is None else self.offload.during(self.policy):
+                return policy(batch, extras=extras), reference
 
     def _statistics(self, mine: Sequence[MicroBatch]) -> dict[str, float]:
         """The sums that couple the examples of the batch, where the method takes any."""

@@ -1,12 +1,16 @@
 """What a run needs before anything trains: the model, the examples, and the way they are run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from prefopt.data.store import JoinedTrees
+from prefopt.engine.batch import Sharing
+from prefopt.errors import ModelError
 from prefopt.methods.method import Method
-from prefopt.models.load import LoadedModel, Precision, load_model
+from prefopt.models.load import LoadedModel, Precision, checkpoint_activations, layers_that_recompute, load_model
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
 from prefopt.models.quantise import num_parameters
@@ -14,13 +18,15 @@ from prefopt.models.reference_cache import weights_digest
 from prefopt.training.cut import check_fits
 from prefopt.training.examples import RunData, load_data, within_context, within_data
 from prefopt.training.group.processes import Processes
-from prefopt.training.memory.check import MemoryCheck, precision_of
+from prefopt.training.memory.check import MemoryCheck
+from prefopt.training.memory.estimate import precision_of
 from prefopt.training.optimizer import usual_learning_rate
 from prefopt.training.order import DataOrder
 from prefopt.training.record.resume import facts_to_agree_on
 from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.narrator import Narrator
 from prefopt.training.terminal.words import opening_lines
+from prefopt.trees import PromptTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +75,10 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
     learning_rate = settings.learning_rate or usual_rate
     with processes.main_first():
         data = load_data(method, settings, loaded, narrator)
-    proof = prove(
-        loaded.model,
-        max_length=settings.max_length,
-        sharing=settings.sharing,
-        autocast=precision.autocast,
-        apart=processes.device if apart else None,
+    proved = partial(
+        prove, loaded.model, max_length=settings.max_length, autocast=precision.autocast, apart=processes.device if apart else None
     )
+    proof = proved(sharing=settings.sharing)
     fingerprint = weights_digest(loaded.model.state_dict())
     processes.agree(facts_to_agree_on(method, settings, fingerprint, data.facts["fingerprint"], proof.path))
     check_fits(JoinedTrees(data.train, data.held_out), max_tokens=settings.max_tokens, sharing=proof.path.sharing)
@@ -83,7 +86,51 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
     order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
         narrator.say(line)
-    if memory is not None and (warning := memory.note(data.train, proof.path.sharing)):
-        narrator.say(warning)
+    if make_room(memory, loaded, data.train, proof.path.sharing, processes, narrator):
+        proved(sharing=proof.path.sharing)  # with recomputation, which no layer did the first time
     policy = Policy(loaded.model, proof.path)
     return Prepared(given, settings, loaded, precision, fingerprint, data, order, policy, learning_rate, usual_rate)
+
+
+def make_room(
+    memory: MemoryCheck | None,
+    loaded: LoadedModel,
+    trees: Sequence[PromptTree],
+    sharing: Sharing,
+    processes: Processes,
+    narrator: Narrator,
+) -> int:
+    """Let as many layers recompute as the run needs to fit, where that is left to it, and say so; or that it may not fit.
+
+    Args:
+        memory: says whether the examples will fit; None: nobody asks.
+        loaded: the model, in place.
+        trees: examples of the run.
+        sharing: how completions share their prompt; those that continue from a cache need what recomputation leaves out.
+        processes, narrator: of the run.
+
+    Returns:
+        the number of layers; 0: none was needed, or none helps.
+    """
+    micro = None if memory is None else memory.largest_micro_batch(trees, sharing)
+    wanted = 0
+    if memory is not None and micro is not None and sharing != "fork":
+        wanted = memory.fitting_layers(micro) or 0
+    # All do alike, as much as the one with least memory needs.
+    layers = int(processes.collect(torch.tensor([float(wanted)])).max())
+    if layers:
+        depth = len(layers_that_recompute(loaded.model))
+        try:
+            checkpoint_activations(loaded.model, layers if depth else None)
+        except ModelError:  # not every architecture can
+            layers = 0
+        else:
+            which = f"the first {layers} of {depth} layers recompute" if 0 < layers < depth else "all layers recompute"
+            narrator.say(
+                f"memory: {which} their activations in the backward pass, so that the run fits (--gradient-checkpointing off: none does)"
+            )
+    if memory is not None and micro is not None:
+        known = memory if not layers else memory.with_layers(layers)
+        if warning := known.note(micro):
+            narrator.say(warning)
+    return layers

@@ -13,6 +13,7 @@ from typing import Any
 from prefopt.config import check
 from prefopt.data.cache import cache_folder
 from prefopt.data.store import JoinedTrees, Sizes
+from prefopt.engine.offload import CudaCopies, Offload
 from prefopt.errors import RunStopped
 from prefopt.machine import keep_freed_memory, prepare_environment
 from prefopt.methods.method import Method
@@ -236,6 +237,7 @@ def _runner(
         max_tokens=settings.max_tokens,
         autocast=precision.autocast,
         processes=processes,
+        offload=Offload(CudaCopies(processes.device)) if settings.offload_activations else None,
     )
     sampler = make_sampler(
         policy,

@@ -68,6 +68,11 @@ class RunSettings(DataSettings, ModelSettings):
         "weight on each, for models that one GPU cannot hold.",
     )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where to train; `auto` takes a GPU where there is one.")
+    offload_activations: bool = Setting(
+        False,
+        help="On a GPU: what the backward pass needs waits in the machine's memory. For long rows, where gradient checkpointing is not "
+        "enough or costs more time.",
+    )
     memory_check: bool = Setting(True, help="Estimate the memory first, and refuse to start what will not fit.")
     resume: bool = Setting(False, help="Go on from the newest checkpoint in `out`.")
     overwrite: bool = Setting(False, help="Delete the run that `out` holds and start anew.")

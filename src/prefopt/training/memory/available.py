@@ -41,6 +41,15 @@ def available_memory(device: torch.device, *, local_count: int | None = None, ro
     return Available(max(0, min(found)) // count, f"of {limit}" + (f" for each of its {count} processes" if count > 1 else ""))
 
 
+def held() -> int:
+    """Memory that this process holds, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def _machine(root: Path) -> int | None:
     """What the kernel says can be had without swapping; elsewhere than on Linux all that there is."""
     try:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from prefopt.errors import RunError
-from prefopt.training.memory.check import LORA_RANK, size, trains_adapter
+from prefopt.training.memory.check import LORA_RANK
+from prefopt.training.memory.estimate import size, trains_adapter
 from prefopt.training.settings import RunSettings
 
 SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
@@ -101,7 +102,7 @@ def _lower_max_tokens(settings: RunSettings, longest: int | None) -> str:
 
 def _other_settings(settings: RunSettings, device: torch.device) -> str:
     found = []
-    if not settings.gradient_checkpointing:
+    if settings.gradient_checkpointing != "on":
         found.append("--gradient-checkpointing on takes less memory and about a third more time, also in a run that is resumed")
     if not trains_adapter(settings):
         found.append(f"an adapter (--lora-rank {LORA_RANK}) takes about a quarter of the memory of weights, in a new run")

@@ -32,6 +32,7 @@ FREE = (
     "report",
     "report_to",
     "memory_check",
+    "offload_activations",
     "data_workers",
     "cache_dir",
 )
