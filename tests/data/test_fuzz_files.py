@@ -65,7 +65,7 @@ def test_a_damaged_file_loses_no_row_in_silence(folder: Path, kind: str, times: 
             continue
         if kind == ".jsonl":
             check_lines(new, rows)
-        elif kind.endswith(".gz"):
+        elif kind.endswith((".gz", ".zst")):
             assert values(rows) == ROWS  # a checksum covers all but the header
         elif kind == ".json":
             # What was put in between may be a value; of two objects that ran into one, that one is told of.
@@ -124,8 +124,12 @@ def test_a_file_under_another_ending_is_refused(folder: Path, kind: str):
     ("content", "says"),
     [
         (b"\x1f\x8b\x08", "is not text but packed by gzip: let its name end in .gz"),
+        (b"\x28\xb5\x2f\xfd and more", "is not text but packed by zstandard: let its name end in .zst"),
         (b"PAR1 and more", "is not text but parquet: let its name end in .parquet"),
-        (b"PK\x03\x04 and more", "is not text but a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
+        (
+            b"PK\x03\x04 and more",
+            "is not text but a zip archive or a spreadsheet: unpack it, or let the name of a spreadsheet end in .xlsx",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
