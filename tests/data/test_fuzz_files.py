@@ -300,9 +300,9 @@ def test_names_of_columns_are_shown_so_that_a_terminal_survives_them(folder: Pat
 
 
 def test_what_turns_hold_beside_their_words_is_listed_as_not_read(folder: Path):
-    thought = {"role": "assistant", "content": "a", "thinking": "hm", "weight": 0, "name": None}
+    thought = {"role": "assistant", "content": "a", "thinking": "hm", "mood": 0, "weight": 1, "name": None}
     rows = [{"prompt": [{"role": "user", "content": "q"}], "chosen": [thought], "rejected": "b"}]
-    assert "  columns not read: chosen[].thinking, chosen[].weight" in list(printed(rows, folder))
+    assert "  columns not read: chosen[].mood, chosen[].thinking" in list(printed(rows, folder))
 
 
 def test_a_column_that_appears_late_is_listed_as_not_read(folder: Path):

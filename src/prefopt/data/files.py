@@ -46,11 +46,15 @@ class Source:
         name: short, for places and messages.
         digest: of its content: the same rows, the same digest.
         parse: its rows, good or broken, in order; as often as it is asked.
+        data_format: of its rows, where it was given for this source.
+        times: how often each of its examples comes in an epoch, on average.
     """
 
     name: str
     digest: str
     parse: Callable[[], Iterable[Row | Dropped]]
+    data_format: str | None = None
+    times: float = 1.0
 
     def stream(self) -> Iterator[Row | Dropped]:
         """All its rows, one after another.

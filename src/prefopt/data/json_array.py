@@ -152,11 +152,13 @@ class Items:
             raise DataError(
                 f"{self._name} is not valid JSON: it is not UTF-8 at byte {self._num_bytes - held + error.start + 1}. {ALLOWED}"
             ) from None
+        if not part:
+            self._is_whole = True
+            return False
         self._num_bytes += len(part)
         self._num_before += self._place
         self._text, self._place = self._text[self._place :] + text, 0
-        self._is_whole = not part
-        return bool(part)
+        return True
 
     def _fault(self, what: str, number: int, place: int | None = None) -> DataError:
         where = self._num_before + (self._place if place is None else place) + 1

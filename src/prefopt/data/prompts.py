@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import readers, sources
-from prefopt.data.examples import Conversation, Fields, Message
-from prefopt.data.formats import FORMATS, instruction_prompt, is_text, is_turns, with_system
+from prefopt.data.columns import instruction_prompt, is_text, is_turns, with_system
+from prefopt.data.examples import Conversation, Example, Fields, Message, tools_of
+from prefopt.data.formats import FORMATS
 from prefopt.data.paths import at_home, near_paths, why
 from prefopt.data.recognise import OTHER_NAMES, check_columns, check_mapping, columns_of, first_fit, mapping_for, rename
 from prefopt.data.rows import Dropped, Row, RowFault, clip, listed
@@ -242,6 +243,8 @@ def prompt_of(row: Row) -> Prompt | Dropped:
     """The prompt that a row holds, beside whatever else stands in it."""
     fields = Fields(row.value)
     try:
+        if tools_of(fields):
+            raise RowFault("template_refused", "the row brings tools, and answers to prompts with tools are not generated")
         return Prompt(training_prompt(fields) or lone_prompt(fields), row.location)
     except RowFault as fault:
         return Dropped(row.location, fault.reason, fault.detail, row.value)
@@ -254,7 +257,10 @@ def training_prompt(row: Fields) -> Content | None:
         return None
     for kind in dict.fromkeys((entry.kind, "demonstration")):
         try:
-            return entry.read(row, kind).prompt or None
+            found = entry.read(row, kind)
+            first = found if isinstance(found, Example) else found[0]
+            if isinstance(first, Example):
+                return first.prompt or None
         except RowFault:
             continue  # its answers may be at fault, and they are not asked for
     return None

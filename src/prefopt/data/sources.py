@@ -4,11 +4,12 @@ Nothing is parsed here beyond telling what is what; `files` and `hub` read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prefopt.data.files import Source, data_suffix, read_file, read_stdin
+from prefopt.data.given import Given
 from prefopt.data.hub import HUB_NAME, dataset_rows, is_saved, load_hub, load_saved
 from prefopt.data.paths import ALLOWED, at_home, near_paths, why
 from prefopt.data.readers import rows_digest
@@ -18,10 +19,11 @@ from prefopt.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something to read: how to name it, and how to get its content."""
+    """Something to read: how to name it, how to get its content, and what was given about it."""
 
     name: str
     open: Callable[[str], Source]
+    given: Given = field(default_factory=lambda: Given(""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +48,17 @@ def find(given: Sequence[str]) -> Found:
     """
     if not given or not all(item.strip() for item in given):
         raise DataError(f"no data was given, or a name that is empty. {ALLOWED}")
-    if list(given).count("-") > 1:
+    if [item.partition(":")[0] for item in given].count("-") > 1:
         raise DataError("standard input (`-`) was given more than once, and can be read once only.")
     places: list[Place] = []
     ignored: list[str] = []
     for item in given:
         try:
-            found = find_one(item)
+            own = Given.of(item)
+            found = find_one(own.name)
         except (OSError, ValueError) as error:  # no permission, too long for a name, a NUL character
             raise DataError(f"{clip(item)} cannot be looked at: {why(error)}. {ALLOWED}") from None
-        places += found.places
+        places += [replace(place, given=own) for place in found.places]
         ignored += found.ignored
     return Found(tuple(with_distinct_names(places, list(given))), tuple(ignored))
 
@@ -88,7 +91,7 @@ def read(place: Place) -> Source:
     Raises:
         DataError: it cannot be read, or is empty.
     """
-    return place.open(place.name)
+    return replace(place.open(place.name), data_format=place.given.data_format, times=place.given.times)
 
 
 def folder_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -130,7 +133,7 @@ def with_distinct_names(places: list[Place], given: list[str]) -> Iterator[Place
     for place in places:
         seen[place.name] = seen.get(place.name, 0) + 1
         distinct = place.name if names.count(place.name) == 1 else f"{place.name}({seen[place.name]})"
-        yield Place(distinct, place.open)
+        yield replace(place, name=distinct)
 
 
 def saved_path(item: str) -> tuple[Path, str | None]:
