@@ -20,8 +20,9 @@ from prefopt.data.demonstrations import (
     sharegpt_demonstration,
     text_completion,
 )
-from prefopt.data.examples import Example, Fields, check_learned, tools_of
+from prefopt.data.examples import Example, Fields, tools_of
 from prefopt.data.kinds import SERVES, Kind, PairsOfRanks, as_kind
+from prefopt.data.learning import check_learned
 from prefopt.data.message_trees import is_tree, message_tree
 from prefopt.data.pairs import PAIR_FIELDS, chat_pair, conversation_pair, hh_pair, instruction_pair, sharegpt_pair, text_pair
 from prefopt.data.ranked import RANKS, SCORES, is_rated, ranked_completions, rated_completions, scored_completions

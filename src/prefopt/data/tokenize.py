@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from prefopt.data.encode import Branch, Encoded, Encoder
-from prefopt.data.examples import Answer, Conversation, Example, Message, as_chat, learned_turns, opening_of
+from prefopt.data.examples import Answer, Conversation, Example, Message
+from prefopt.data.learning import as_chat, learned_turns, opening_of
 from prefopt.data.rows import RowFault
 from prefopt.data.template import Chat, Rendered, eos_text, plain
 from prefopt.trees import Completion, PromptTree, token_ids
