@@ -68,6 +68,7 @@ REFUSED: dict[str, Any] = {
     "trust_remote_code": True,
     "eval_fraction": 0.4,
     "data_format": "text_pair",
+    "pairs_of_ranks": "best",
     "columns": {"chosen": "better"},
     "on_bad_row": "drop",
     "chat_template": "{{ messages }}",

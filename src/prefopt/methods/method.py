@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from prefopt.engine.batch import TreeBatch
     from prefopt.engine.logps import ReferenceLogps, TokenLogps
 
-Completions = Literal["demonstration", "pair"]
-"""Shapes of data: one completion per prompt, or a chosen and a rejected one."""
+Completions = Literal["demonstration", "pair", "thumbs", "ranked"]
+"""Shapes of data: one completion per prompt; a chosen and a rejected one; one with a thumb up or down; several with their ranks."""
 
 Output = Literal["entropy", "log_sum_squares", "scalar"]
 """What the forward pass can give beside log-probabilities."""
