@@ -39,7 +39,7 @@ def test_values_need_not_be_numbers():
     assert [run.name for run in found.runs] == [
         f"lr-schedule-{schedule}_gradient-checkpointing-{switch}" for schedule in ("cosine", "constant") for switch in ("on", "off")
     ]
-    assert [run.settings.gradient_checkpointing for run in found.runs] == [True, False, True, False]
+    assert [run.settings.gradient_checkpointing for run in found.runs] == ["on", "off", "on", "off"]
 
 
 @pytest.mark.parametrize(
