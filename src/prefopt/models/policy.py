@@ -24,6 +24,7 @@ from prefopt.engine.fork import forked_hidden
 from prefopt.engine.head import HeadShape, head_logps
 from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.engine.logps import TokenLogps
+from prefopt.engine.states import in_rows
 from prefopt.errors import ModelError
 
 
@@ -71,6 +72,8 @@ class Policy(nn.Module):
             raise ModelError(f"{type(self.model).__name__} has no decoder and linear head to run apart; use its own head")
         self.path = path
         set_attention(self.model, TREE_ATTENTION if path.sharing == "flat" else None)
+        if path.sharing == "flat":
+            in_rows(self.model)
 
     def __call__(self, batch: TreeBatch, *, extras: bool = False) -> TokenLogps:
         """`forward`, with its types."""
