@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
 from prefopt.engine.layout import FlatLayout
-from prefopt.engine.states import CALL, STEP, Rows, alike, arranged, forked
+from prefopt.engine.states import CALL, PIECE, STEP, Rows, alike, arranged, forked
 from prefopt.models.load import checkpoint_activations
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -73,12 +73,24 @@ def test_rows_are_cut_into_equal_chunks(width: int, chunk: int):
     assert Rows.of([(0, width), (width, 3)], on_the_left=False, device=CPU).chunk_size == chunk
 
 
+@pytest.mark.parametrize(("width", "widths"), [(PIECE, [PIECE]), (PIECE + 1, [241, 240]), (3 * PIECE, [PIECE] * 3)])
+def test_long_rows_go_in_pieces(width: int, widths: list[int]):
+    rows = Rows.of([(0, width), (width, 3)], on_the_left=True, device=CPU)
+    assert [piece.index_RL.shape[1] for piece in rows.pieces()] == widths
+    assert torch.equal(torch.cat([piece.index_RL for piece in rows.pieces()], 1), rows.index_RL)
+
+
 def draw(length: int, seed: int) -> list[int]:
     return torch.randint(3, 101, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-# Two groups of prompts, and of completions; a prompt and completions of a single token; more than one chunk.
-FOREST = [tree(draw(330, 0), draw(70, 1), draw(1, 2)), tree(draw(1, 3), draw(90, 4), draw(300, 5)), tree(draw(9, 6), draw(1, 7), draw(1, 8))]
+# Two groups of prompts, and of completions; a prompt and completions of a single token; more than one chunk,
+# and than one piece.
+FOREST = [
+    tree(draw(500, 0), draw(70, 1), draw(1, 2)),
+    tree(draw(1, 3), draw(90, 4), draw(300, 5)),
+    tree(draw(9, 6), draw(1, 7), draw(1, 8)),
+]
 
 
 def gradients(policy: Policy) -> tuple[Tensor, Tensor]:
@@ -122,6 +134,8 @@ def test_a_forked_cache_leaves_the_prompts_own_as_it_was():
     layer.update_conv_state(torch.ones(2, 3, 4))
     layer.update_recurrent_state(torch.arange(2.0)[:, None])
     own = forked(layer, torch.tensor([1, 0, 1]))
+    continued = own.recurrent_states[0]
     own.update_recurrent_state(torch.full((3, 1), 9.0))
-    assert own.recurrent_states[0].tolist() == [[1.0], [0.0], [1.0]]
+    assert continued.tolist() == [[1.0], [0.0], [1.0]]  # where the backward pass reads it
+    assert own.recurrent_states[0].tolist() == [[9.0]] * 3
     assert layer.recurrent_states[0].tolist() == [[0.0], [1.0]]

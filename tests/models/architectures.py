@@ -147,9 +147,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bloom": Architecture(way="fork", remark="ALiBi", config={"n_layer": 2, "n_head": 4}),
     "falcon": Architecture(way="fork", remark="ALiBi", config={"alibi": True}),
     "gptj": Architecture(way="fork", remark="does not take its attention from outside", config=GPT2_SIZES | {"rotary_dim": 4}),
-    "lfm2": Architecture(
-        remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
-    ),
+    "lfm2": Architecture(remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     "llama4_text": Architecture(
         way="fork",
         remark="attention in chunks",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from transformers import DynamicCache, PretrainedConfig
 
 from prefopt.engine.layout import FlatLayout
 
-Layer = TypeVar("Layer")
 Item = TypeVar("Item")
 
 CHUNK = 64
@@ -37,6 +36,11 @@ CALL = 256
 for 64 positions; a GPU would rather have fewer calls."""
 
 
+PIECE = 480
+"""Positions that a layer computes at once on a CPU; longer rows go on from piece to piece as completions go on from prompts. The
+library's convolution takes a hundred times as long to go back over more than 508 (docs/experiments.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Stretches of the flat row that a layer computes together.
@@ -48,6 +52,11 @@ class Rows:
 
     index_RL: Tensor
     mask_RL: Tensor
+
+    def pieces(self) -> list["Rows"]:
+        """These columns in as many equal parts as `PIECE` asks for; itself, where that is one."""
+        count = -(-self.index_RL.shape[1] // PIECE) if self.index_RL.device.type == "cpu" else 1
+        return [Rows(*parts) for parts in zip(self.index_RL.chunk(count, 1), self.mask_RL.chunk(count, 1), strict=True)]
 
     @property
     def chunk_size(self) -> int:
@@ -127,44 +136,51 @@ def _forward(
     name = name_of_cache(forward)
     hidden_TD = hidden_states[0]
 
-    def run(rows: Rows, cache: DynamicCache, mask_RL: Tensor | None) -> Tensor:
-        hidden_RLD = hidden_TD.index_select(0, rows.index_RL.flatten()).view(*rows.index_RL.shape, -1)
-        # The library hands keywords on to the functions that know them.
-        chunks = {"chunk_size": rows.chunk_size} if takes_chunks else {}
-        return forward(hidden_RLD, **(others | chunks | {name: cache, "attention_mask": mask_RL})).flatten(0, 1)
+    def run(rows: Rows, cache: DynamicCache, *, masked: bool) -> Tensor:
+        pieces: list[Tensor] = []
+        for piece in rows.pieces():
+            if pieces:
+                cache.layers[layer] = forked(cache.layers[layer])
+            hidden_RLD = hidden_TD.index_select(0, piece.index_RL.flatten()).view(*piece.index_RL.shape, -1)
+            # The library hands keywords on to the functions that know them.
+            chunks = {"chunk_size": piece.chunk_size} if takes_chunks else {}
+            mask_RL = piece.mask_RL if masked else None
+            pieces.append(forward(hidden_RLD, **(others | chunks | {name: cache, "attention_mask": mask_RL})))
+        return torch.cat(pieces, dim=1).flatten(0, 1)
 
     outputs: list[Tensor] = []
     arrangement = arranged(tree_layout)
     for forks in arrangement.forks:
         cache = DynamicCache(config=config)
-        outputs.append(run(forks.prompts, cache, forks.prompts.mask_RL))
+        outputs.append(run(forks.prompts, cache, masked=True))
         left_by_prompts = cache.layers[layer]
         for rows, prompt_of_R in forks.completions:
             cache.layers[layer] = forked(left_by_prompts, prompt_of_R)
-            outputs.append(run(rows, cache, None))  # what stands behind a completion does not reach it
+            outputs.append(run(rows, cache, masked=False))  # what stands behind a completion does not reach it
     return torch.cat(outputs).index_select(0, arrangement.back_T)[None]
 
 
-def forked(layer: Layer, prompt_of_R: Tensor) -> Layer:
+def forked(layer: Any, prompt_of_R: Tensor | None = None) -> Any:
     """A layer's cache, copied for each row that goes on from it; the one given stays as it is.
 
     Args:
-        layer: of a cache, as prompts left it.
-        prompt_of_R: which prompt each row continues.
+        layer: of a cache of the library, as prompts left it.
+        prompt_of_R: which prompt each row continues; None: each its own.
     """
     own = copy.copy(layer)
     for name, value in vars(own).items():
         if isinstance(value, dict):
             setattr(own, name, dict(value))
-    own.reorder_cache(prompt_of_R)
+    if prompt_of_R is not None:
+        own.reorder_cache(prompt_of_R)
     if hasattr(own, "update_recurrent_state"):
-        # The library writes the state after a completion into the state before it, which the backward pass reads again.
-        # Nobody goes on from the end of a completion: it is not written at all.
-        own.update_recurrent_state = _not_kept
+        # The library writes the next state into the one before it, which the backward pass reads again.
+        own.update_recurrent_state = partial(_put, own.recurrent_states)
     return own
 
 
-def _not_kept(recurrent_states: Tensor, state_idx: int = 0, **_others: object) -> Tensor:
+def _put(states: dict[int, Tensor | None], recurrent_states: Tensor, state_idx: int = 0, **_others: object) -> Tensor:
+    states[state_idx] = recurrent_states
     return recurrent_states
 
 
