@@ -105,14 +105,16 @@ def in_rows(model: nn.Module) -> None:
     """Let the layers of this model that carry a state compute flat rows; what else they are called with they compute as before."""
     config = getattr(model, "config", None)
     for module in model.modules():
-        if carries_a_state(module) and isinstance(config, PretrainedConfig) and "forward" not in vars(module):
+        layer = place_of_state(module)
+        if layer is not None and isinstance(config, PretrainedConfig) and "forward" not in vars(module):
             takes_chunks = not hasattr(module, "chunk_size")  # else its config says how long they are
-            module.forward = partial(_forward, module.forward, config.get_text_config(), module.layer_idx, takes_chunks)
+            module.forward = partial(_forward, module.forward, config.get_text_config(), layer, takes_chunks)
 
 
-def carries_a_state(module: nn.Module) -> bool:
-    """Whether it is a layer that takes its past from a cache and is no attention: those of the library all have a convolution."""
-    return isinstance(getattr(module, "layer_idx", None), int) and any(isinstance(child, nn.Conv1d) for child in module.children())
+def place_of_state(module: nn.Module) -> int | None:
+    """Where in a cache a layer has its state; None: it is none that has. Those of the library all have a convolution, attention none."""
+    layer = getattr(module, "layer_idx", None)
+    return layer if isinstance(layer, int) and any(isinstance(child, nn.Conv1d) for child in module.children()) else None
 
 
 def name_of_cache(forward: Callable[..., object]) -> str:
