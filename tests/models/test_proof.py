@@ -1,6 +1,7 @@
 """The proof at load: it finds the way that is right, says so, and leaves the model as it was."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import nan
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_transformer_is_shared():
 @pytest.fixture
 def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers with a state get the flat row as it stands, as those of any model do that the engine knows nothing of."""
-    monkeypatch.setattr("prefopt.models.policy.in_rows", lambda model: None)
+    monkeypatch.setattr("prefopt.models.policy.in_rows", lambda model, wanted: None)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3_5_text", "qwen3_next", "bamba"])
@@ -77,7 +78,9 @@ def test_a_recurrence_that_takes_no_masked_cache_is_not_shared():
     proof = prove(tiny_model("mamba"), max_length=64)
     assert proof.path.sharing == "plain"
     assert [trial.sharing for trial in proof.trials] == ["flat", "fork"]
-    assert proof.sentence().startswith("every completion runs with its own prompt (plain; flat moves log-probs by ")
+    assert proof.sentence().startswith(
+        "every completion runs with its own prompt (plain; flat: a layer with a state was called without tree_layout: this architecture "
+    )
     assert "; fork: The size of tensor a" in proof.sentence()
 
 
@@ -288,6 +291,7 @@ def test_everything_is_as_before(name: str, training: bool, attention: str):
     assert {module.training for module in model.modules()} == {training}
     assert model.config._attn_implementation == attention
     assert model.config.to_dict() == config
+    assert not any(isinstance(vars(module).get("forward"), partial) for module in model.modules())
     assert len(embeddings._forward_hooks) == 0
 
 

@@ -101,14 +101,20 @@ class Arrangement:
     back_T: Tensor
 
 
-def in_rows(model: nn.Module) -> None:
-    """Let the layers of this model that carry a state compute flat rows; what else they are called with they compute as before."""
+def in_rows(model: nn.Module, *, wanted: bool) -> None:
+    """Let the layers of this model that carry a state compute flat rows, and nothing else, from now on; or as they always do."""
     config = getattr(model, "config", None)
     for module in model.modules():
         layer = place_of_state(module)
-        if layer is not None and isinstance(config, PretrainedConfig) and "forward" not in vars(module):
+        if layer is None or not isinstance(config, PretrainedConfig):
+            continue
+        now = vars(module).get("forward")
+        own = now.args[0] if isinstance(now, partial) and now.func is _forward else None
+        if wanted and own is None:
             takes_chunks = not hasattr(module, "chunk_size")  # else its config says how long they are
             module.forward = partial(_forward, module.forward, config.get_text_config(), layer, takes_chunks)
+        elif own is not None and not wanted:
+            module.forward = own
 
 
 def place_of_state(module: nn.Module) -> int | None:
@@ -128,13 +134,17 @@ def _forward(
     layer: int,
     takes_chunks: bool,
     hidden_states: Tensor,
-    *args: object,
+    *,
     tree_layout: FlatLayout | None = None,
     **others: object,
 ) -> Tensor:
-    """The layer's own forward, or over the rows of a flat row, [1, T, D] -> [1, T, D]."""
+    """The layer's own forward over the rows of a flat row, [1, T, D] -> [1, T, D].
+
+    Raises:
+        ValueError: the layout did not arrive: the row would be one text.
+    """
     if tree_layout is None:
-        return forward(hidden_states, *args, **others)
+        raise ValueError("a layer with a state was called without tree_layout: this architecture does not pass keywords on to it")
     name = name_of_cache(forward)
     hidden_TD = hidden_states[0]
 

@@ -72,8 +72,6 @@ class Policy(nn.Module):
             raise ModelError(f"{type(self.model).__name__} has no decoder and linear head to run apart; use its own head")
         self.path = path
         set_attention(self.model, TREE_ATTENTION if path.sharing == "flat" else None)
-        if path.sharing == "flat":
-            in_rows(self.model)
 
     def __call__(self, batch: TreeBatch, *, extras: bool = False) -> TokenLogps:
         """`forward`, with its types."""
@@ -186,6 +184,8 @@ def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
 def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
     """Switch the attention implementation; None: leave tree attention for one of the model's own, if it is on.
 
+    With tree attention layers that carry a state take flat rows, and with any other what they always take.
+
     Raises:
         ModelError: the model's attention cannot be replaced.
     """
@@ -199,6 +199,7 @@ def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
             except (ValueError, ImportError):
                 continue
             if model.config._attn_implementation == name:
+                in_rows(model, wanted=name == TREE_ATTENTION)
                 return
     raise ModelError(f"{type(model).__name__} does not take its attention from outside")
 
