@@ -167,7 +167,7 @@ class BCO(PairMethod):
         up_B, down_B = batch.weight_B * is_up_B, batch.weight_B * ~is_up_B
         rewards_B = metrics["rewards/desirable"]
         sums = ((up_B * rewards_B).sum(), up_B.sum(), (down_B * rewards_B).sum(), down_B.sum())
-        return LossOutput((Term(losses_B, unit="thumbs"),), metrics, only, dict(zip(SEEN, sums, strict=True)))
+        return LossOutput((Term(losses_B, unit="thumbs"),), metrics, dict(zip(SEEN, sums, strict=True)), only)
 
 
 def shift_of(state: State) -> float:

@@ -192,4 +192,4 @@ class KTO(Method):
         z0 = max(0.0, statistics["log_ratio"] / statistics["weight"]) if statistics["weight"] else 0.0
         losses_B = kto_loss(policy.sum(), reference.sum(), batch.labels(), z0=z0, beta=beta, **state)
         metrics, only = thumb_metrics(policy, reference, batch, beta=beta, point=beta * z0)
-        return LossOutput((Term(losses_B, unit="thumbs"),), metrics | {"z0": losses_B.detach().new_full((len(losses_B),), z0)}, only)
+        return LossOutput((Term(losses_B, unit="thumbs"),), metrics | {"z0": losses_B.detach().new_full((len(losses_B),), z0)}, only=only)

@@ -115,15 +115,15 @@ class LossOutput:
     Attributes:
         terms: the loss, in parts.
         metrics: one detached value per example, averaged over the optimizer batch by weight.
+        state_sums: detached sums that `Method.next_state` reads after the step, added over the whole batch.
         only: metric -> which examples have it, bool [B], for those that not every example has (the reward of a thumb up); it is
             averaged over these, and left out of a step that has none.
-        state_sums: detached sums that `Method.next_state` reads after the step, added over the whole batch.
     """
 
     terms: tuple[Term, ...]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    only: Mapping[str, Tensor] = field(default_factory=dict)
     state_sums: Mapping[str, Tensor] = field(default_factory=dict)
+    only: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(ABC):
