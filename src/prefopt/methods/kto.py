@@ -170,7 +170,7 @@ class KTO(Method):
             return (f"{found}; balanced by desirable_weight {of_up:.4g} and undesirable_weight {of_down:.4g}",)
         ratio = of_up * up / (of_down * down) if of_down else float("inf")
         if STILL_BALANCED[0] <= ratio <= STILL_BALANCED[1]:
-            return (found,)
+            return ()
         proposed = balancing_weights(up, down)
         weights_of_both = f"--desirable-weight {proposed[0]:.4g} --undesirable-weight {proposed[1]:.4g}"
         return (

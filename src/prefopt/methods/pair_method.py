@@ -238,7 +238,9 @@ class PairMethod(Method):
         metrics = pair_metrics(
             policy, reference if self.needs.reference else None, batch, beta=self.reward_scale, averaged=self.averaged, comparisons=compared
         )
-        return LossOutput(tuple(terms), metrics, state_sums=sums)
+        # A ranking in which all answers share a rank compares nothing, and has no figures.
+        only = {name: compared.num_B > 0 for name in metrics} if self.needs.completions == "ranked" else {}
+        return LossOutput(tuple(terms), metrics, sums, only)
 
     def state_sums(
         self, compared: Comparisons, policy: TokenLogps, reference: ReferenceLogps | None, batch: TreeBatch
