@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class APODownSettings(BetaSettings, PairSettings):
+class APODownSettings(PairSettings, BetaSettings):
     """Settings of APO-down."""
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class APOZeroSettings(SFTWeight, BetaSettings, PairSettings):
+class APOZeroSettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of APO-zero."""
 
 

@@ -46,7 +46,7 @@ SEEN = ("up_reward", "up_weight", "down_reward", "down_weight")
 """What the shift is made of: sums of rewards and of weights, of good and of bad answers."""
 
 
-class BCOSettings(SFTWeight, BetaSettings, PairSettings):
+class BCOSettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of BCO."""
 
     unpaired: bool = Setting(False, help="Learn from single answers with a thumb up or down, in place of pairs.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class CPOSettings(SFTWeight, LabelSmoothing, PairSettings):
+class CPOSettings(PairSettings, SFTWeight, LabelSmoothing):
     """Settings of CPO."""
 
     has_reference = False

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class DiscoPOPSettings(SFTWeight, FDivergence, LengthDesensitised, BetaSettings, PairSettings):
+class DiscoPOPSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, BetaSettings):
     """Settings of DiscoPOP."""
 
     tau: float = Setting(0.05, gt=0, lt=1, help="Width of the change from the logistic to the exponential loss.")

@@ -38,7 +38,7 @@ ABOUT_PAIRS = ("all_pairs", "label_smoothing", "wpo", "ld_alpha")
 """Settings that say something about the two answers of a pair, or read rankings another way."""
 
 
-class DPOSettings(LabelSmoothing, SFTWeight, FDivergence, LengthDesensitised, BetaSettings, PairSettings):
+class DPOSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, LabelSmoothing, BetaSettings):
     """Settings of DPO."""
 
     plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class DPOPSettings(SFTWeight, BetaSettings, PairSettings):
+class DPOPSettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of DPOP."""
 
     penalty: float = Setting(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class EXOSettings(SFTWeight, FDivergence, LengthDesensitised, BetaSettings, PairSettings):
+class EXOSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, BetaSettings):
     """Settings of EXO."""
 
     label_smoothing: float = Setting(1e-3, gt=0, lt=0.5, help="Probability that a label is wrong; the loss has no meaning at 0.")

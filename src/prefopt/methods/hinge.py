@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class HingeSettings(SFTWeight, FDivergence, LengthDesensitised, BetaSettings, PairSettings):
+class HingeSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, BetaSettings):
     """Settings of the hinge loss."""
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class IPOSettings(SFTWeight, PairSettings):
+class IPOSettings(PairSettings, SFTWeight):
     """Settings of IPO."""
 
     beta: float = Setting(0.1, gt=0, help="The margin per token that is aimed at is 1 / (2 beta); the paper's tau.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class LengthNormalisedDPOSettings(SFTWeight, LabelSmoothing, PairSettings):
+class LengthNormalisedDPOSettings(PairSettings, SFTWeight, LabelSmoothing):
     """Settings of length-normalised DPO."""
 
     beta: float = Setting(5.0, gt=0, help="Hold on the reference, per token: 2-10 is usual.")

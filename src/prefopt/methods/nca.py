@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class NCASettings(SFTWeight, BetaSettings, PairSettings):
+class NCASettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of NCA."""
 
 

@@ -239,7 +239,7 @@ class PairMethod(Method):
             policy, reference if self.needs.reference else None, batch, beta=self.reward_scale, averaged=self.averaged, comparisons=compared
         )
         # A ranking in which all answers share a rank compares nothing, and has no figures.
-        only = {name: compared.num_B > 0 for name in metrics} if self.needs.completions == "ranked" else {}
+        only = dict.fromkeys(metrics, compared.num_B > 0) if self.needs.completions == "ranked" else {}
         return LossOutput(tuple(terms), metrics, sums, only)
 
     def state_sums(

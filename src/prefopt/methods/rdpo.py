@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class RDPOSettings(SFTWeight, BetaSettings, PairSettings):
+class RDPOSettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of R-DPO."""
 
     length_weight: float = Setting(0.01, ge=0, help="Reward per token by which an answer is longer (the paper's alpha); with 0 it is DPO.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class RobustSettings(SFTWeight, FDivergence, LengthDesensitised, BetaSettings, PairSettings):
+class RobustSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, BetaSettings):
     """Settings of robust DPO."""
 
     label_smoothing: float = Setting(0.1, ge=0, lt=0.5, help="Share of pairs whose labels are exchanged; with 0 it is DPO.")

@@ -35,7 +35,7 @@ USUAL_RATIO = 0.5
 """γ/β where neither it nor γ is given."""
 
 
-class SimPOSettings(SFTWeight, LabelSmoothing, PairSettings):
+class SimPOSettings(PairSettings, SFTWeight, LabelSmoothing):
     """Settings of SimPO."""
 
     has_reference = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefopt.methods.pairs import Pairs
 
 
-class SPPOSettings(SFTWeight, PairSettings):
+class SPPOSettings(PairSettings, SFTWeight):
     """Settings of SPPO."""
 
     beta: float = Setting(0.1, gt=0, help="The log-ratio that is aimed at is 1 / (2 beta), in nats per answer; the paper has 0.001.")
