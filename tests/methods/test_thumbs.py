@@ -72,9 +72,13 @@ def test_a_partner_is_cut_to_the_room_behind_a_long_prompt():
     assert max(one.longest for one in arranged) == max(one.longest for one in trees)
 
 
-def test_one_prompt_has_no_partners():
-    with pytest.raises(DataError, match="answers to at least two prompts"):
-        WithPartners([tree([1], [5]), tree([1], [6])], seed=0)[0]
+def test_with_one_prompt_partners_are_answers_to_it():
+    arranged = WithPartners([tree([1], [5], label=True), tree([1], [6], label=False)], seed=0)
+    assert [one.completions[1].ids.tolist() for one in arranged] == [[6], [5]]
+    (note,) = Case("kto", {}).method().remarks(arranged)
+    assert note.endswith("all answer one prompt, so z0 is measured on answers to that prompt too")
+    assert WithPartners([tree([1], [5])], seed=0)[0].completions[1].ids.tolist() == [5]
+    assert len(WithPartners([], seed=0)) == 0
 
 
 def test_sums_of_the_reference_from_the_data_are_refused():

@@ -163,6 +163,8 @@ class KTO(Method):
         up, down = counts(trees)
         weights = self.initial_state(trees)
         found = f"thumbs: {up:g} up, {down:g} down"
+        if isinstance(trees, WithPartners) and trees.has_one_prompt:
+            found += "; all answer one prompt, so z0 is measured on answers to that prompt too"
         if not up or not down:
             return (f"note: {found}; with one kind only the model learns to give, or to avoid, everything that it is shown",)
         of_up, of_down = weights["desirable_weight"], weights["undesirable_weight"]
@@ -170,7 +172,7 @@ class KTO(Method):
             return (f"{found}; balanced by desirable_weight {of_up:.4g} and undesirable_weight {of_down:.4g}",)
         ratio = of_up * up / (of_down * down) if of_down else float("inf")
         if STILL_BALANCED[0] <= ratio <= STILL_BALANCED[1]:
-            return ()
+            return (f"note: {found}",) if "; " in found else ()
         proposed = balancing_weights(up, down)
         weights_of_both = f"--desirable-weight {proposed[0]:.4g} --undesirable-weight {proposed[1]:.4g}"
         return (

@@ -61,14 +61,15 @@ class WithPartners(Sequence[PromptTree]):
 
     The partners are the neighbours on a circle of all examples that is drawn by seed, so that each completion is a partner about once
     and the same examples have the same partners for the whole run. Where the neighbour answers the same prompt it is the next but
-    one, and so on; where prompt and partner together are longer than the longest example, the partner's end is left out.
+    one, and so on; where all have one prompt (a few held-out examples may) it is the neighbour all the same. Where prompt and partner
+    together are longer than the longest example, the partner's end is left out.
 
     Args:
         trees: of one completion each; read when one is asked for.
         seed: of the draw.
 
     Raises:
-        DataError: all examples have the same prompt, or bring log-probabilities of their reference, which partners cannot have.
+        DataError: the examples bring log-probabilities of their reference, which partners cannot have.
     """
 
     def __init__(self, trees: Sequence[PromptTree], *, seed: int) -> None:
@@ -83,6 +84,7 @@ class WithPartners(Sequence[PromptTree]):
         circle = np.random.default_rng([seed % 2**63, len(trees)]).permutation(len(trees))
         self.after = np.empty_like(circle)
         self.after[circle] = np.roll(circle, -1)
+        self.has_one_prompt = all(np.array_equal(tree.prompt_ids, trees[0].prompt_ids) for tree in trees)
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -104,12 +106,10 @@ class WithPartners(Sequence[PromptTree]):
         return replace(tree, completions=(*tree.completions, Completion(partner.ids[:room], scored)))
 
     def _partner(self, place: int, tree: PromptTree) -> PromptTree:
-        other = int(self.after[place])
-        while other != place:
-            if not np.array_equal((found := self.trees[other]).prompt_ids, tree.prompt_ids):
-                return found
-            other = int(self.after[other])
-        raise DataError("kto needs answers to at least two prompts: it measures how far the policy moved on answers to other prompts.")
+        found = self.trees[other := int(self.after[place])]
+        while not self.has_one_prompt and np.array_equal(found.prompt_ids, tree.prompt_ids):
+            found = self.trees[other := int(self.after[other])]
+        return found
 
 
 def counts(trees: Sequence[PromptTree]) -> tuple[float, float]:

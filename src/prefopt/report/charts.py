@@ -260,7 +260,7 @@ def groups(record: RunRecord) -> list[Group]:
     before = record.held_out_figures(before=True)
     known = {name for specs in SPECS.values() for spec in specs for name, _, _ in spec.lines} | ELSEWHERE
     others = sorted({name.removeprefix("eval/") for name in record.metrics.curves if name not in known})[:MOST_OTHERS]
-    wanted = {**(SPECS if record.is_pairs else without_pairs()), "Other figures": [other(name) for name in others]}
+    wanted = {**(SPECS if record.is_pairs or record.is_thumbs else without_pairs()), "Other figures": [other(name) for name in others]}
     drawn = {title: tuple(chart for spec in specs if (chart := chart_of(spec, record, before))) for title, specs in wanted.items()}
     return [Group(title, charts) for title, charts in drawn.items() if charts]
 

@@ -272,11 +272,17 @@ def examples_part(record: RunRecord, state: RunState) -> dict[str, Any]:
 
     found = spread(record)
     best, worst = best_and_worst(record)
-    by = "largest margin" if record.is_pairs else "likelihood per token that rose most"
-    least = "smallest margin" if record.is_pairs else "likelihood per token that rose least"
-    legend = (
-        [("chosen ahead", "chosen", "block"), ("rejected ahead", "rejected", "block")] if record.is_pairs else [("now", "held", "block")]
-    )
+    if record.is_pairs:
+        by, least = "largest margin", "smallest margin"
+    elif record.is_thumbs:
+        by, least = "reward farthest to the side of its thumb", "reward farthest to the other side"
+    else:
+        by, least = "likelihood per token that rose most", "likelihood per token that rose least"
+    legend = [("now", "held", "block")]
+    if record.is_pairs:
+        legend = [("chosen ahead", "chosen", "block"), ("rejected ahead", "rejected", "block")]
+    elif record.is_thumbs:
+        legend = [("on the side of the thumb", "chosen", "block"), ("on the other", "rejected", "block")]
     if found and len(set(found.before)) > 1:
         legend.append(("before training", "outline", ""))
     if record.held_out_step is not None:
