@@ -138,7 +138,7 @@ def their_partners(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def before(self: WithPartners, trees: Any, *, seed: int) -> None:
         original(self, trees, seed=seed)
-        self.has_one_prompt = True  # take the neighbour, whatever its prompt
+        self.has_one_prompt, self.longest = True, 128  # take the neighbour, whatever its prompt, and all of it
         order = [*range(0, len(trees), 2), *range(1, len(trees), 2)]
         for place, own in enumerate(order):
             self.after[own] = order[place - 1]
