@@ -86,7 +86,8 @@ def test_groups_list_what_is_in_them():
 def test_methods_are_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == [row.name for row in METHODS]
+    table = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in table if line[0] != " "] == [row.name for row in METHODS]
 
 
 @pytest.mark.parametrize(

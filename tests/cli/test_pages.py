@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.cli.entry import main
 from prefopt.cli.pages import pages, write
-from prefopt.methods.table import METHODS
+from prefopt.methods.table import METHODS, MethodRow
 from prefopt.training.assemble import settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +26,29 @@ def test_every_setting_is_explained(method: str):
         assert f"| {info.description} |" in page
 
 
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+def test_every_method_has_its_page(row: MethodRow, capsys: pytest.CaptureFixture[str]):
+    page = pages()[Path(f"docs/methods/{row.name}.md")]
+    for part in (row.summary, "**When to use it:**", "**What to watch:**", "**Deviations", f"`prefopt train {row.name}`"):
+        assert part in page
+    assert "Shapes:" not in page
+    assert f"[{row.name}]({row.name}.md)" in pages()[Path("docs/methods/README.md")]
+    assert main(["methods", row.name]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert row.summary in shown
+    assert "settings.md" not in shown  # nobody can follow a link there
+
+
+def test_a_method_that_there_is_not(capsys: pytest.CaptureFixture[str]):
+    assert main(["methods", "ipoo"]) == 2
+    assert "ipoo: no such method (did you mean ipo?)" in capsys.readouterr().err
+
+
 def test_a_stale_page_is_noticed_then_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     assert write(only_check=True) == 1
-    assert capsys.readouterr().out.splitlines() == ["docs/settings.md is stale: run make docs", "docs/cli.md is stale: run make docs"]
+    assert capsys.readouterr().out.splitlines() == [f"{page} is stale: run make docs" for page in pages()]
     assert write(only_check=False) == 0
     assert write(only_check=True) == 0
     assert (tmp_path / "docs/settings.md").read_text(encoding="utf-8") == (ROOT / "docs/settings.md").read_text(encoding="utf-8")

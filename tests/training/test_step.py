@@ -136,12 +136,12 @@ def test_processes_change_nothing(make_model, monkeypatch: pytest.MonkeyPatch, c
         share = trainer(make_model, make_method(), max_tokens=60, processes=Processes(rank, 3, torch.device("cpu")))
         monkeypatch.setattr(Processes, "add_up", lambda self, values: values)
         if share.method.couples_examples:
-            mine = share._statistics(share._my_part(trees))
+            mine = share._statistics(trees)
             statistics_of_all = {name: statistics_of_all.get(name, 0.0) + value for name, value in mine.items()}
         shares.append(share)
     total_gradient, total_loss = 0.0, 0.0
     for share in shares:
-        monkeypatch.setattr(Trainer, "_statistics", lambda self, mine: statistics_of_all)
+        monkeypatch.setattr(Trainer, "_statistics", lambda self, trees: statistics_of_all)
         part, _ = share.step(trees, 0, share.method.initial_state())
         total_gradient = total_gradient + gradients(share) / 3  # DDP averages
         total_loss += part.loss

@@ -2,19 +2,18 @@
 
 docs/settings.md   every setting of every method
 docs/cli.md        what `--help` shows, command by command
+docs/methods/      a page about every method, and the list of them
 """
 
 import sys
-from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from prefopt.cli.entry import COMMANDS, main
+from prefopt.cli.method_page import index_page, page_of, settings_table
 from prefopt.cli.train_method import ConfigFlag, own_panel, shared_panels
-from prefopt.cli.words import default_of, type_of
 from prefopt.methods.table import METHODS
 
 WIDTH = 100
@@ -33,7 +32,7 @@ def settings_page() -> str:
     ]
     for panel in shared_panels():
         fields = {name: info for name, info in panel.fields.items() if name not in ConfigFlag.model_fields}
-        parts += [f"## {panel.title}\n", table(fields)]
+        parts += [f"## {panel.title}\n", settings_table(fields)]
     parts.append("## Methods\n\nWhat each method adds to the settings above.\n")
     for row in METHODS:
         method = row.load()
@@ -42,17 +41,13 @@ def settings_page() -> str:
             "more for a model below 1e9 parameters.\n"
         )
         fields = dict(own_panel(method).fields)
-        parts += [f"### {row.name}\n", f"{row.summary}\n", rates, table(fields) if fields else "No settings of its own.\n"]
+        parts += [
+            f"### {row.name}\n",
+            f"{row.summary} [More](methods/{row.name}.md).\n",
+            rates,
+            settings_table(fields) if fields else "No settings of its own.\n",
+        ]
     return "\n".join(parts)
-
-
-def table(fields: Mapping[str, FieldInfo]) -> str:
-    """The settings as a table."""
-    lines = ["| setting | type | default | what it does |", "|---|---|---|---|"]
-    for name, info in fields.items():
-        default = "required" if info.is_required() else f"`{default_of(info)}`" if default_of(info) else ""
-        lines.append(f"| `{name}` | {type_of(info)} | {default} | {info.description} |".replace("|  |", "| |"))
-    return "\n".join([*lines, ""])
 
 
 def cli_page() -> str:
@@ -75,7 +70,13 @@ def help_of(*words: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page: its path in the checkout, and what it should hold."""
-    return {Path("docs/settings.md"): settings_page(), Path("docs/cli.md"): cli_page()}
+    methods = {Path(f"docs/methods/{row.name}.md"): f"{MADE}\n{page_of(row)}" for row in METHODS}
+    return {
+        Path("docs/settings.md"): settings_page(),
+        Path("docs/cli.md"): cli_page(),
+        Path("docs/methods/README.md"): f"{MADE}\n{index_page()}",
+        **methods,
+    }
 
 
 def write(*, only_check: bool) -> int:
@@ -83,6 +84,7 @@ def write(*, only_check: bool) -> int:
     stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if not only_check:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(pages()[path], encoding="utf-8")
         print(f"{path} {'is stale: run make docs' if only_check else 'written'}")
     return 1 if only_check and stale else 0

@@ -40,8 +40,13 @@ def shared_panels(defaults: Mapping[str, str] | None = None) -> list[Panel]:
 
 def own_panel(method: type[Method]) -> Panel:
     """The settings that a method adds, or whose needs add them."""
-    groups = (method.settings_class, *groups_for(method.needs))
-    return Panel(method.name.upper(), {name: info for group in groups for name, info in group.model_fields.items()})
+    own = method.settings_class
+    # What is the method's alone stands before the options that it shares with others, and beta before all.
+    first = sorted(own.model_fields, key=lambda name: (name != "beta", name not in own.__annotations__))
+    fields = {name: own.model_fields[name] for name in first}
+    return Panel(
+        method.name.upper(), fields | {name: info for group in groups_for(method.needs) for name, info in group.model_fields.items()}
+    )
 
 
 def panels(method: type[Method]) -> list[Panel]:

@@ -4,7 +4,8 @@
 
 ℓ is a completion's log-probability under the policy, ref the same under the reference, c the
 chosen and r the rejected completion. Rafailov et al. 2023, arXiv 2305.18290, equation 7.
-With label smoothing ε: −(1−ε)·log σ(βΔ) − ε·log σ(−βΔ), conservative DPO (Mitchell 2023).
+With `label_smoothing` ε: −(1−ε)·log σ(βΔ) − ε·log σ(−βΔ), conservative DPO (Mitchell 2023). With `plackett_luce` the loss is the
+negative log-likelihood of a whole ranking of K answers (appendix A.3), each of them run once; for two it is the loss above.
 
 When to use it: answers come in pairs, and the reference is the model after SFT.
 What to watch: `rewards/margin` rises; `logps/chosen` may fall, but not far below the reference's.
@@ -15,27 +16,41 @@ Shapes: B pairs in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prefopt.methods.maths import log_sigmoid
-from prefopt.methods.method import DefaultRates, LossOutput, Method, MethodSettings, Needs, Setting, State, Term, one_per_example
-from prefopt.methods.pairs import pair_metrics
+from pydantic import model_validator
+
+from prefopt.methods.maths import in_float32, log_sigmoid
+from prefopt.methods.method import DefaultRates, Needs, Setting
+from prefopt.methods.options import FDivergence, LabelSmoothing, LengthDesensitised, SFTWeight
+from prefopt.methods.pair_method import BetaSettings, PairMethod, PairSettings
+from prefopt.methods.ranked import plackett_luce_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from prefopt.engine.batch import TreeBatch
-    from prefopt.engine.logps import ReferenceLogps, TokenLogps
+    from prefopt.methods.method import State
+    from prefopt.methods.pairs import Pairs
+
+ABOUT_PAIRS = ("all_pairs", "label_smoothing", "wpo", "ld_alpha")
+"""Settings that say something about the two answers of a pair, or read rankings another way."""
 
 
-class DPOSettings(MethodSettings):
+class DPOSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, LabelSmoothing, BetaSettings):
     """Settings of DPO."""
 
-    beta: float = Setting(0.1, gt=0, help="Hold on the reference. 0.01-0.05 moves far, 0.1-0.3 is usual, above 0.5 is slow.")
-    label_smoothing: float = Setting(0.0, ge=0, lt=0.5, help="Share of labels taken to be wrong (conservative DPO).")
+    plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")
+
+    @model_validator(mode="after")
+    def _an_order_is_no_pair(self) -> DPOSettings:
+        if self.plackett_luce and (given := [name for name in ABOUT_PAIRS if getattr(self, name)]):
+            raise ValueError(f"plackett_luce reads whole rankings, and {given[0]} is about pairs: leave one of them out")
+        return self
 
 
+@in_float32
 def dpo_loss(
     chosen_B: Tensor, rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
@@ -60,25 +75,32 @@ def dpo_loss(
     return -(1 - label_smoothing) * log_sigmoid(margin_B) - label_smoothing * log_sigmoid(-margin_B)
 
 
-class DPO(Method):
+class DPO(PairMethod):
     """DPO and, with label smoothing, conservative DPO."""
 
     name = "dpo"
+    paper = "2305.18290"
     settings_class = DPOSettings
     needs = Needs(completions="pair", reference=True)
-    units = {"pairs": one_per_example}
     rates = DefaultRates(full=5e-7, adapter=5e-6)
     usual = {"beta": (0.01, 0.5)}
 
     settings: DPOSettings
 
-    def loss(
-        self, policy: TokenLogps, reference: ReferenceLogps | None, batch: TreeBatch, *, statistics: Mapping[str, float], state: State
-    ) -> LossOutput:
-        """The mean of `dpo_loss` over the pairs."""
-        assert reference is not None
-        beta = self.settings.beta
-        losses_B = dpo_loss(
-            *batch.as_pairs(policy.sum()), *batch.as_pairs(reference.sum()), beta=beta, label_smoothing=self.settings.label_smoothing
-        )
-        return LossOutput(terms=(Term(losses_B, unit="pairs"),), metrics=pair_metrics(policy, reference, batch, beta=beta))
+    @classmethod
+    def needs_with(cls, settings: DPOSettings) -> Needs:
+        """With `plackett_luce` rankings."""
+        needs = super().needs_with(settings)
+        return replace(needs, completions="ranked") if settings.plackett_luce else needs
+
+    def pair_losses(self, pairs: Pairs, state: State) -> Tensor:
+        """`dpo_loss` of each pair."""
+        return dpo_loss(*pairs.sums(), beta=self.settings.beta, label_smoothing=self.settings.label_smoothing)
+
+    def own_losses(self, pairs: Pairs, batch: TreeBatch, state: State) -> Tensor:
+        """The loss of each example: of its pairs, or of its order."""
+        if not self.settings.plackett_luce:
+            return super().own_losses(pairs, batch, state)
+        rewards_BK, exists_BK = batch.by_tree(self.settings.beta * pairs.log_ratios())
+        ranks_BK, _ = batch.by_tree(batch.ranks())
+        return plackett_luce_loss(rewards_BK, ranks_BK, exists_BK)

@@ -6,10 +6,30 @@ settings without loading torch (two seconds); torch comes in when a loss is firs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A loss that computes in float32 whatever narrower numbers it is given; float64 stays float64."""
+
+    def widened(value: object) -> object:
+        from torch import Tensor
+
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < 4 else value
+
+    @wraps(loss)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        values, named = (widened(value) for value in args), {name: widened(value) for name, value in kwargs.items()}
+        return loss(*values, **named)  # type: ignore[arg-type]
+
+    return computed
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
@@ -22,6 +42,24 @@ def log_sigmoid(x: Tensor) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """σ(x) = 1 / (1 + e^−x)."""
     return x.sigmoid()
+
+
+LEAST_DOUBT = 1e-12
+"""Distance of a mean log-probability from 0, below which it counts as this much: a certain completion has infinite odds."""
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """log(p / (1 − p)) of log p ≤ 0, without loss of digits near either end.
+
+    log(1 − e^x) is log(−expm1(x)) near 0, where 1 − e^x cancels, and log1p(−e^x) far from it, where −expm1(x) rounds to 1.
+    Each is computed at points where it is good only: a gradient through the other one would be NaN, also where it is not taken.
+    """
+    from torch import where
+
+    logp = logp.clamp(max=-LEAST_DOUBT)
+    is_near = logp > -0.6931471805599453
+    near, far = where(is_near, logp, -0.5), where(is_near, -1.0, logp)
+    return logp - where(is_near, (-near.expm1()).log(), (-far.exp()).log1p())
 
 
 def divergence(log_ratio: Tensor) -> Tensor:

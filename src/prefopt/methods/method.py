@@ -6,8 +6,10 @@ loop provides it.
 
     needs       which data, whether a reference, which extra outputs of the forward pass
     units       what its loss terms are averaged over; counted from trees before the forward pass
-    arrange     trees as the data gives them -> trees as the loss reads them (default: unchanged)
+    arrange     trees as the data gives them -> trees as the run reads them (default: unchanged)
+    remarks     what the user should know about the data before the run; default: nothing
     statistics  sums over the whole optimizer batch that couple its examples (KTO's z0); default: none
+    in_loss     the part of a tree that the loss reads; in_statistics: the part that the statistics read (default: all of it)
     state       numbers carried from step to step (BCO's shift); default: none
     loss        log-probabilities -> terms and metrics
 
@@ -114,11 +116,14 @@ class LossOutput:
         terms: the loss, in parts.
         metrics: one detached value per example, averaged over the optimizer batch by weight.
         state_sums: detached sums that `Method.next_state` reads after the step, added over the whole batch.
+        only: metric -> which examples have it, bool [B], for those that not every example has (the reward of a thumb up); it is
+            averaged over these, and left out of a step that has none.
     """
 
     terms: tuple[Term, ...]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     state_sums: Mapping[str, Tensor] = field(default_factory=dict)
+    only: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -126,8 +131,9 @@ class Method(ABC):
 
     Attributes:
         name: on the command line.
+        paper: where it comes from: `2305.18290` on arXiv, or words; empty for what is common knowledge.
         settings_class: the settings that belong to it; no other method sees them.
-        needs: which data, and what from the engine.
+        needs: which data, and what from the engine; of a made method, with what its settings ask for (`needs_with`).
         units: what its loss terms are divided by, each counted per tree.
         rates: the learning rates that are used when none is given.
         usual: settings of its own that have a usual range, with its ends; the watch says so when one is outside.
@@ -135,21 +141,55 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    paper: ClassVar[str] = ""
     settings_class: ClassVar[type[MethodSettings]]
-    needs: ClassVar[Needs]
+    needs: Needs
     units: ClassVar[Mapping[str, CountOfTree]]
     rates: ClassVar[DefaultRates]
     usual: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.needs = self.needs_with(settings)
+
+    @classmethod
+    def needs_with(cls, settings: Any) -> Needs:
+        """What it reads under these settings: some ask for another shape of data, or for more from the forward pass.
+
+        Whether it has a reference is the same for all settings: it decides which settings there are.
+        """
+        return cls.needs
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
-        """The trees as the loss reads them; the draw depends on the seed alone."""
+        """The trees as the run reads them; the draw depends on the seed alone.
+
+        Raises:
+            DataError: the method cannot learn from them.
+        """
         return trees
 
-    def initial_state(self) -> State:
-        """What the method carries from step to step, before the first."""
+    def remarks(self, trees: Sequence[PromptTree]) -> Sequence[str]:
+        """Sentences about the examples to train on that the user should read before the run.
+
+        Args:
+            trees: as `arrange` gave them.
+        """
+        return ()
+
+    def in_loss(self, tree: PromptTree) -> PromptTree:
+        """The part of an arranged tree that `loss` reads."""
+        return tree
+
+    def in_statistics(self, tree: PromptTree) -> PromptTree:
+        """The part of an arranged tree that `statistics` reads."""
+        return tree
+
+    def initial_state(self, trees: Sequence[PromptTree] = ()) -> State:
+        """What the method carries from step to step, before the first.
+
+        Args:
+            trees: the examples to train on, as `arrange` gave them.
+        """
         return {}
 
     def next_state(self, state: State, sums: Mapping[str, float]) -> State:

@@ -32,4 +32,70 @@ class MethodRow:
 METHODS: tuple[MethodRow, ...] = (
     MethodRow("sft", "Supervised fine-tuning: learn to give the answers of the data.", "prefopt.methods.sft", "SFT"),
     MethodRow("dpo", "Direct Preference Optimization: prefer the chosen answer to the rejected one.", "prefopt.methods.dpo", "DPO"),
+    MethodRow("ipo", "Identity Preference Optimization: like DPO, with a margin that stops growing.", "prefopt.methods.ipo", "IPO"),
+    MethodRow(
+        "kto",
+        "Kahneman-Tversky Optimization: learns from thumbs up and down on single answers, without pairs.",
+        "prefopt.methods.kto",
+        "KTO",
+    ),
+    MethodRow(
+        "orpo",
+        "Odds-Ratio Preference Optimization: fine-tuning and preference in one step, without a reference.",
+        "prefopt.methods.orpo",
+        "ORPO",
+    ),
+    MethodRow(
+        "simpo",
+        "Simple Preference Optimization: the mean log-probability is the reward; no reference, and a margin to reach.",
+        "prefopt.methods.simpo",
+        "SimPO",
+    ),
+    MethodRow(
+        "cpo",
+        "Contrastive Preference Optimization: DPO without a reference, held by the likelihood of the chosen answers.",
+        "prefopt.methods.cpo",
+        "CPO",
+    ),
+    MethodRow("robust", "Robust DPO: unbiased under labels that are flipped at a known rate.", "prefopt.methods.robust", "Robust"),
+    MethodRow(
+        "hinge", "Hinge loss on the margin, as in SLiC: pairs that are right by enough teach no more.", "prefopt.methods.hinge", "Hinge"
+    ),
+    MethodRow("ln-dpo", "Length-normalised DPO: DPO on log-probabilities per token.", "prefopt.methods.ln_dpo", "LengthNormalisedDPO"),
+    MethodRow("rdpo", "R-DPO: DPO that explains a taste for length away instead of learning it.", "prefopt.methods.rdpo", "RDPO"),
+    MethodRow("dpop", "DPO-Positive: DPO that does not let the chosen answer become less likely.", "prefopt.methods.dpop", "DPOP"),
+    MethodRow(
+        "exo", "Efficient Exact Optimization: the reverse KL to the labels, in place of DPO's forward KL.", "prefopt.methods.exo", "EXO"
+    ),
+    MethodRow(
+        "nca",
+        "Noise Contrastive Alignment: raises the chosen answer itself, not only its distance from the rejected one.",
+        "prefopt.methods.nca",
+        "NCA",
+    ),
+    MethodRow(
+        "bco",
+        "Binary Classifier Optimization: the implicit reward, shifted, classifies answers as good or bad.",
+        "prefopt.methods.bco",
+        "BCO",
+    ),
+    MethodRow("sppo", "Self-Play Preference Optimization: log-ratios are regressed to plus and minus ½/β.", "prefopt.methods.sppo", "SPPO"),
+    MethodRow(
+        "apo-zero",
+        "Anchored Preference Optimization, zero: the chosen answer rises, the rejected one falls.",
+        "prefopt.methods.apo_zero",
+        "APOZero",
+    ),
+    MethodRow(
+        "apo-down",
+        "Anchored Preference Optimization, down: both answers fall, the rejected one faster.",
+        "prefopt.methods.apo_down",
+        "APODown",
+    ),
+    MethodRow(
+        "discopop",
+        "DiscoPOP: a loss that a language model found, between the logistic and the exponential.",
+        "prefopt.methods.discopop",
+        "DiscoPOP",
+    ),
 )

@@ -120,7 +120,11 @@ def front_matter(record: RunRecord, *, adapter: bool) -> dict[str, Any]:
     """What the hub reads of a card."""
     base = hub_base(record)
     datasets = [name for entry in listed(record.settings.get("data")) if (name := hub_name(str(entry).partition(":")[0]))]
-    tags = ["prefopt", *([record.method] if record.method else []), *(["preference-optimization"] if record.is_pairs else [])]
+    tags = [
+        "prefopt",
+        *([record.method] if record.method else []),
+        *(["preference-optimization"] if record.is_pairs or record.is_thumbs else []),
+    ]
     return {
         "library_name": "peft" if adapter else "transformers",
         **({"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}),
@@ -296,6 +300,11 @@ def limits(record: RunRecord) -> list[str]:
         lines.append(
             "Accuracy says how often it ranks two given answers as the data does. That is no proof that its own answers are better: "
             "nobody has compared those."
+        )
+    elif record.is_thumbs:
+        lines.append(
+            "Accuracy says how often its reward of a given answer agrees with the thumb. That is no proof that its own answers are better: "
+            "nobody has judged those."
         )
     lines.append(
         "No evaluation of safety, truthfulness or bias was run, and no benchmark. It may repeat what its data and its base model hold."

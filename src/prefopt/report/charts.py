@@ -117,8 +117,8 @@ SPECS: Mapping[str, Sequence[Spec]] = {
             "accuracy",
             "Accuracy",
             "",
-            "Share of pairs whose chosen answer has the higher reward. Held out, 60 to 75 % is usual for what people prefer; what stays "
-            "near 50 % was not learned.",
+            "Share of pairs whose chosen answer has the higher reward, or of single answers whose reward agrees with their thumb. Held "
+            "out, 60 to 75 % is usual for what people prefer; what stays near 50 % was not learned.",
             [("rewards/accuracy", "trained on", "train"), ("eval/rewards/accuracy", "held out", "held")],
             levels=[CHANCE],
             scale="share",
@@ -142,6 +142,20 @@ SPECS: Mapping[str, Sequence[Spec]] = {
                 ("rewards/rejected", "rejected", "rejected"),
                 ("eval/rewards/chosen", "chosen, held out", "chosen"),
                 ("eval/rewards/rejected", "rejected, held out", "rejected"),
+            ],
+            levels=[ZERO],
+        ),
+        Spec(
+            "thumbs",
+            "Rewards",
+            "",
+            "How much more likely than under the reference answers with a thumb up and with a thumb down have become, times β. The two "
+            "should part.",
+            [
+                ("rewards/desirable", "thumb up", "chosen"),
+                ("rewards/undesirable", "thumb down", "rejected"),
+                ("eval/rewards/desirable", "thumb up, held out", "chosen"),
+                ("eval/rewards/undesirable", "thumb down, held out", "rejected"),
             ],
             levels=[ZERO],
         ),
@@ -246,7 +260,7 @@ def groups(record: RunRecord) -> list[Group]:
     before = record.held_out_figures(before=True)
     known = {name for specs in SPECS.values() for spec in specs for name, _, _ in spec.lines} | ELSEWHERE
     others = sorted({name.removeprefix("eval/") for name in record.metrics.curves if name not in known})[:MOST_OTHERS]
-    wanted = {**(SPECS if record.is_pairs else without_pairs()), "Other figures": [other(name) for name in others]}
+    wanted = {**(SPECS if record.is_pairs or record.is_thumbs else without_pairs()), "Other figures": [other(name) for name in others]}
     drawn = {title: tuple(chart for spec in specs if (chart := chart_of(spec, record, before))) for title, specs in wanted.items()}
     return [Group(title, charts) for title, charts in drawn.items() if charts]
 

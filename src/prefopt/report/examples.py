@@ -39,7 +39,7 @@ class Learned:
     Attributes:
         example: its texts and figures.
         title: what sets its prompt apart from the other prompts.
-        score: its margin, or how far its log-probability per token rose; more is better.
+        score: its margin, its reward in the direction of its thumb, or how far its log-probability per token rose; more is better.
         shown: the score as people read it.
     """
 
@@ -50,10 +50,10 @@ class Learned:
 
 
 def spread(record: RunRecord) -> Spread | None:
-    """The spread of margins, or of losses per token where there are no pairs; None before the first evaluation."""
+    """The spread of margins, of rewards by thumb, or of losses per token where there is neither; None before the first evaluation."""
     if record.held_out_step is None:
         return None
-    value = margin_of if record.is_pairs else loss_per_token
+    value = margin_of if record.is_pairs else agreement if record.is_thumbs else loss_per_token
     rows = [(value(example, False), value(example, True)) for example in record.held_out]
     after = tuple(later for later, _ in rows if later is not None)
     both = [(earlier, later) for later, earlier in rows if later is not None and earlier is not None]
@@ -62,6 +62,9 @@ def spread(record: RunRecord) -> Spread | None:
     before = tuple(earlier for earlier, _ in both) if len(both) == len(after) else ()
     if record.is_pairs:
         return Spread("Margins", "number of held-out pairs", before, after, True, margin_words(before, after))
+    if record.is_thumbs:
+        words = margin_words(before, after, "answers", "have a reward on the side of their thumb")
+        return Spread("Rewards towards the thumb", "number of held-out answers", before, after, True, words)
     return Spread("Loss in nats per token", "number of held-out examples", before, after, False, loss_words(before, after))
 
 
@@ -76,12 +79,17 @@ def loss_per_token(example: HeldOut, before: bool) -> float | None:
     return None if logps is None or not example.lengths or not example.lengths[0] else -logps / example.lengths[0]
 
 
-def margin_words(before: tuple[float, ...], after: tuple[float, ...]) -> tuple[str, ...]:
-    """The spread of margins in words."""
+def margin_words(
+    before: tuple[float, ...],
+    after: tuple[float, ...],
+    examples: str = "pairs",
+    are_right: str = "have a margin above 0, the chosen answer ahead",
+) -> tuple[str, ...]:
+    """The spread of margins, or of rewards of single answers, in words."""
     num = len(after)
     right, tied = sum(value > 0 for value in after), sum(value == 0 for value in after)
     ties = f", {count(tied)} exactly 0" if tied else ""
-    words = [f"{count(right)} of {count(num)} pairs ({share(right / num)}) have a margin above 0, the chosen answer ahead{ties}."]
+    words = [f"{count(right)} of {count(num)} {examples} ({share(right / num)}) {are_right}{ties}."]
     if before and len(set(before)) == 1:
         words.append(
             f"Before training it was {plain(before[0])} for all of them"
@@ -108,7 +116,8 @@ def best_and_worst(record: RunRecord) -> tuple[list[Learned], list[Learned]]:
     """The examples that were learned best, the best first, and those that were learned worst, the worst first; no example is in both."""
     if record.held_out_step is None:
         return [], []
-    rate: Callable[[HeldOut], float | None] = (lambda example: margin_of(example, False)) if record.is_pairs else gained
+    sided = margin_of if record.is_pairs else agreement if record.is_thumbs else None
+    rate: Callable[[HeldOut], float | None] = gained if sided is None else lambda example: sided(example, False)
     titles = without_common([example.prompt for example in record.held_out])
     ranked = [
         Learned(example, title, score, plain(score, 2))
@@ -120,6 +129,13 @@ def best_and_worst(record: RunRecord) -> tuple[list[Learned], list[Learned]]:
     if not num:
         return ranked[:1], []
     return ranked[:num], ranked[: -num - 1 : -1]
+
+
+def agreement(example: HeldOut, before: bool) -> float | None:
+    """The reward of a single answer, with its sign turned where its thumb is down."""
+    figures = example.before if before else example.after
+    down = figures.get("rewards/undesirable")
+    return figures.get("rewards/desirable") if down is None else -down
 
 
 def gained(example: HeldOut) -> float | None:

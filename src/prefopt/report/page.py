@@ -23,7 +23,7 @@ from prefopt.report.facts import all_settings, commands, data_notes, data_rows, 
 from prefopt.report.figures import METRICS, Metric, changes
 from prefopt.report.files import RunFiles
 from prefopt.report.findings import passed
-from prefopt.report.record import RunRecord, listed, mapping, read_run
+from prefopt.report.record import HeldOut, RunRecord, listed, mapping, read_run
 from prefopt.report.state import RunState, process_is_alive, run_state
 from prefopt.report.text import base_name, clip, clip_middle, clock_time, count, model_label, number, one_line, plain, plural, visible
 from prefopt.report.verdict import verdict
@@ -272,11 +272,17 @@ def examples_part(record: RunRecord, state: RunState) -> dict[str, Any]:
 
     found = spread(record)
     best, worst = best_and_worst(record)
-    by = "largest margin" if record.is_pairs else "likelihood per token that rose most"
-    least = "smallest margin" if record.is_pairs else "likelihood per token that rose least"
-    legend = (
-        [("chosen ahead", "chosen", "block"), ("rejected ahead", "rejected", "block")] if record.is_pairs else [("now", "held", "block")]
-    )
+    if record.is_pairs:
+        by, least = "largest margin", "smallest margin"
+    elif record.is_thumbs:
+        by, least = "reward farthest to the side of its thumb", "reward farthest to the other side"
+    else:
+        by, least = "likelihood per token that rose most", "likelihood per token that rose least"
+    legend = [("now", "held", "block")]
+    if record.is_pairs:
+        legend = [("chosen ahead", "chosen", "block"), ("rejected ahead", "rejected", "block")]
+    elif record.is_thumbs:
+        legend = [("on the side of the thumb", "chosen", "block"), ("on the other", "rejected", "block")]
     if found and len(set(found.before)) > 1:
         legend.append(("before training", "outline", ""))
     if record.held_out_step is not None:
@@ -301,16 +307,29 @@ def examples_part(record: RunRecord, state: RunState) -> dict[str, Any]:
 def completions(learned: Learned) -> list[tuple[str, str, str, str]]:
     """An example's answers: what each is called, its colour, its text, and its figures before and now."""
     example = learned.example
-    names = [("Chosen", "chosen"), ("Rejected", "rejected")] if len(example.completions) > 1 else [("Answer", "chosen")]
     found = []
-    for place, ((label, role), text) in enumerate(zip(names, example.completions, strict=False)):
+    for place, ((label, role, kind), text) in enumerate(zip(names_of(example), example.completions, strict=True)):
         length = f"{plain(example.lengths[place], 0)} tokens" if place < len(example.lengths) else ""
-        before, after = (side.get(f"logps/{role}") for side in (example.before, example.after))
+        before, after = (side.get(f"logps/{kind}") for side in (example.before, example.after))
         logps = "" if after is None else f"log-probability {plain(before, 1)} → {plain(after, 1)}"
-        reward = example.after.get(f"rewards/{role}")
+        reward = example.after.get(f"rewards/{kind}")
         figures = [length, logps, "" if reward is None else f"reward {plain(reward)}"]
         found.append((label, role, text, ", ".join(filter(None, figures))))
     return found
+
+
+def names_of(example: HeldOut) -> list[tuple[str, str, str]]:
+    """What each of an example's answers is called, its colour, and the end of its figures' names; empty where it has none of its own."""
+    num = len(example.completions)
+    if num == 2:
+        return [("Chosen", "chosen", "chosen"), ("Rejected", "rejected", "rejected")]
+    if num > 2:  # a ranking: figures are means over its comparisons
+        return [(f"Answer {place} of {num}", "chosen" if place == 1 else "rejected", "") for place in range(1, num + 1)]
+    if "rewards/desirable" in example.after:
+        return [("Answer, thumb up", "chosen", "desirable")]
+    if "rewards/undesirable" in example.after:
+        return [("Answer, thumb down", "rejected", "undesirable")]
+    return [("Answer", "chosen", "chosen")] * num
 
 
 def no_answers(record: RunRecord) -> str:
@@ -322,9 +341,10 @@ def no_answers(record: RunRecord) -> str:
 def bad_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """An example of a step that failed: its place, figures and texts."""
     completions = row.get("completions")
-    names = ("chosen", "rejected") if isinstance(completions, list) and len(completions) == 2 else ("answer",)
     texts = [("prompt", str(row.get("prompt", "")))]
-    texts += zip(names, map(str, completions), strict=False) if isinstance(completions, list) else []
+    if isinstance(completions, list):
+        names = ("chosen", "rejected") if len(completions) == 2 else ("answer",) * len(completions)
+        texts += zip(names, map(str, completions), strict=True)
     # As text: figures that are not finite are what this is about, and JSON has no number for them.
     figures = ", ".join(f"{name} {value}" for name, value in mapping(row.get("figures")).items())
     return {"row": str(row.get("row", "")), "figures": figures, "texts": texts}

@@ -185,6 +185,11 @@ class RunRecord:
             return True
         return any(len(example.completions) > 1 for example in self.held_out[:1])
 
+    @property
+    def is_thumbs(self) -> bool:
+        """Whether examples are single answers, each with a thumb up or down."""
+        return any(name.removeprefix("eval/") in ("rewards/desirable", "rewards/undesirable") for name in self.metrics.curves)
+
     def held_out_figures(self, before: bool) -> dict[str, float]:
         """The means on held-out examples, by metric without `eval/`: before training, or at the newest evaluation.
 

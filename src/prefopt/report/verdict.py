@@ -129,7 +129,7 @@ def what_was_learned(record: RunRecord, figures: Mapping[str, Change], outcome: 
 
 
 def pairs_learned(figures: Mapping[str, Change], outcome: str) -> str:
-    """How often the chosen answer wins on held-out pairs."""
+    """How often the chosen answer wins on held-out pairs, or a single answer's reward agrees with its thumb."""
     accuracy = figures["rewards/accuracy"]
     weight = {
         "learned": "well beyond what chance would give",
@@ -139,17 +139,20 @@ def pairs_learned(figures: Mapping[str, Change], outcome: str) -> str:
         "open": "",
     }[outcome]
     error = f" (standard error {accuracy.shown_error()})" if accuracy.error is not None else ""
-    few = f", though {accuracy.num} pairs are few" if 0 < accuracy.num < FEW else ""
+    what = "answer" if "rewards/desirable" in figures or "rewards/undesirable" in figures else "pair"
+    few = f", though {accuracy.num} {what}s are few" if 0 < accuracy.num < FEW else ""
+    shares = f"in {accuracy.shown_after()}{error}, against {accuracy.shown_before()} before training, {weight}{few}"
     sentence = (
-        f"Of {plural(accuracy.num, 'held-out pair')} the chosen answer now has the higher reward in {accuracy.shown_after()}{error}, "
-        f"against {accuracy.shown_before()} before training, {weight}{few}"
+        f"Of {plural(accuracy.num, 'held-out pair')} the chosen answer now has the higher reward {shares}"
+        if what == "pair"
+        else f"Of {plural(accuracy.num, 'held-out answer')} the reward now agrees with the thumb {shares}"
     )
     others = [figures[name] for name in ("rewards/margin", "loss") if name in figures and figures[name].difference is not None]
     if others:
         moves = [f"the {change.metric.label.lower()} from {change.shown_before()} to {change.shown_after()}" for change in others]
         sentence += f"; {' and '.join(moves).replace(' from', ' went from', 1)}"
     if outcome in ("learned", "perhaps") and "loss" in figures and (figures["loss"].difference or 0.0) > 0:
-        sentence += ", so some of the pairs that it gets wrong it gets wrong with confidence"
+        sentence += f", so some of the {what}s that it gets wrong it gets wrong with confidence"
     return sentence
 
 

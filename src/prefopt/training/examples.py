@@ -92,8 +92,11 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
     if not any(tree.weight > 0 for tree in trees):
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
     arranged = method.arrange(trees, seed=settings.seed)
-    arranged_held_out = list(method.arrange(held_out, seed=settings.seed))
-    facts |= {"num_train": len(trees), "num_held_out": len(held_out), "held_out_lengths": mean_lengths(arranged_held_out)}
+    arranged_held_out = list(method.arrange(held_out, seed=settings.seed)) if held_out else []
+    for line in method.remarks(arranged):
+        narrator.say(line)
+    lengths = mean_lengths([method.in_loss(tree) for tree in arranged_held_out])
+    facts |= {"num_train": len(arranged), "num_held_out": len(arranged_held_out), "held_out_lengths": lengths}
     return RunData(
         arranged,
         arranged_held_out,

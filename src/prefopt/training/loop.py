@@ -88,9 +88,10 @@ class Trainer:
         Raises:
             NotFinite: loss or gradient is not finite; the weights are as they were.
         """
-        totals = unit_totals(self.method, trees)
-        mine = self._my_part(trees)
-        statistics = self._statistics(mine)
+        statistics = self._statistics(trees)
+        read = [self.method.in_loss(tree) for tree in trees]
+        totals = unit_totals(self.method, read)
+        mine = self._my_part(read)
         sums = Sums()
         self.optimizer.zero_grad(set_to_none=True)
         for place, micro_batch in enumerate(mine):
@@ -125,9 +126,10 @@ class Trainer:
 
     def evaluate(self, trees: Sequence[PromptTree], state: State) -> Evaluation:
         """Loss and metrics on examples, as one batch, without gradients."""
-        totals = unit_totals(self.method, trees)
-        mine = self._my_part(trees)
-        statistics = self._statistics(mine)
+        statistics = self._statistics(trees)
+        read = [self.method.in_loss(tree) for tree in trees]
+        totals = unit_totals(self.method, read)
+        mine = self._my_part(read)
         sums, examples = Sums(), PerExample(len(trees))
         with torch.no_grad():
             for micro_batch in mine:
@@ -136,7 +138,7 @@ class Trainer:
                 output = self.method.loss(logps, reference, batch, statistics=statistics, state=state)
                 sums.add(output, batch, weighted_loss(output, batch, totals))
                 own_loss_B = torch.stack([term.weight * term.values_B for term in output.terms]).sum(0)
-                examples.add(micro_batch.places, {"loss": own_loss_B, **output.metrics})
+                examples.add(micro_batch.places, {"loss": own_loss_B, **output.metrics}, output.only)
         result = StepResult.of(sums.named(self.processes.add_up(sums.stacked()).tolist()))
         return Evaluation({"loss": result.loss, **result.metrics}, examples.named(self.processes.add_up(examples.stacked())))
 
@@ -182,13 +184,13 @@ class Trainer:
             with nullcontext() if self.offload is None else self.offload.during(self.policy):
                 return policy(batch, extras=extras), reference
 
-    def _statistics(self, mine: Sequence[MicroBatch]) -> dict[str, float]:
+    def _statistics(self, trees: Sequence[PromptTree]) -> dict[str, float]:
         """The sums that couple the examples of the batch, where the method takes any."""
         if not self.method.couples_examples:
             return {}
         sums = Sums()
         with torch.no_grad():
-            for micro_batch in mine:
+            for micro_batch in self._my_part([self.method.in_statistics(tree) for tree in trees]):
                 batch = self._pack(micro_batch)
                 sums.add_named(self.method.statistics(*self._forward(self.policy, batch), batch) or {})
         return sums.named(self.processes.add_up(sums.stacked()).tolist())

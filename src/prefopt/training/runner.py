@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from prefopt.training.samples import Sampler, means
 from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.words import figures_line
 from prefopt.training.watching.watched import WatchedRun
+from prefopt.trees import PromptTree
 
 Checkpoint = tuple[Path, Mapping[str, Any]]
 """A checkpoint's folder and its `state.json`."""
@@ -125,7 +126,7 @@ class Runner:
         return self.opening | self._sum_up(course, seconds)
 
     def _start(self, stop: StopRequest) -> Course:
-        state = self.trainer.method.initial_state()
+        state = self.trainer.method.initial_state(self.data.train)
         if self.trainer.reference is not None:
             self.opening["start_difference"] = check_start(
                 self.trainer.policy,
@@ -193,8 +194,12 @@ class Runner:
 
     def _open_book(self, step: int, stop: StopRequest, manifest: Mapping[str, Any]) -> None:
         if self.data.held_out:
-            self.held_out = HeldOutLines(self.data.held_out, self.data.tokenizer, read_lines(self.folder.files.held_out))
+            self.held_out = HeldOutLines(self._read(self.data.held_out), self.data.tokenizer, read_lines(self.folder.files.held_out))
         self.book.begin(RunStart(self.folder.path, manifest, step, stop.ask), manifest, num_steps=self.order.num_steps)
+
+    def _read(self, trees: Sequence[PromptTree]) -> list[PromptTree]:
+        """The examples as the loss reads them."""
+        return [self.trainer.method.in_loss(tree) for tree in trees]
 
     def _course(self, progress: Progress, best: Best | None, stop: StopRequest) -> Course:
         return Course(
@@ -287,7 +292,7 @@ class Runner:
     def _write_broken(self, error: NotFinite, course: Course) -> None:
         if self.processes.is_main:
             figures = [dict(zip(error.examples, values, strict=True)) for values in zip(*error.examples.values(), strict=True)]
-            lines = described(error.trees, self.data.tokenizer)
+            lines = described(self._read(error.trees), self.data.tokenizer)
             ids = [{"prompt_ids": tree.prompt_ids.tolist(), "ids": [c.ids.tolist() for c in tree.completions]} for tree in error.trees]
             self.folder.write_lines(
                 self.folder.files.bad_batch,
@@ -326,7 +331,7 @@ class Runner:
             start_difference=self.opening.get("start_difference"),
             before=self.opening.get("before", {}),
             data=self.data.facts,
-            first_length=next(iter(mean_lengths([self.data.train[index] for index in self.order.examples(0)]).values()), None),
+            first_length=next(iter(mean_lengths(self._read([self.data.train[index] for index in self.order.examples(0)])).values()), None),
             usual=self.trainer.method.usual,
         )
 

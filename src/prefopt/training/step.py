@@ -4,6 +4,7 @@ A term is divided by the count of its unit over the whole optimizer batch, known
 gradients add up to the same whether the batch is cut into one micro-batch or many, on one process or many.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,7 +35,8 @@ class Sums:
     """Sums over the micro-batches of a step, on the device until they are read.
 
     Attributes:
-        by_name: `loss`, `weight`, and each metric's weighted sum; the method's state sums as `state:name`.
+        by_name: `loss`, `weight`, and each metric's weighted sum; the method's state sums as `state:name`, and the weight of the
+            examples that have a metric, where not all have it, as `weight:name`.
     """
 
     by_name: dict[str, Tensor] = field(default_factory=dict)
@@ -44,7 +46,11 @@ class Sums:
         self._add("loss", loss.detach())
         self._add("weight", batch.weight_B.sum())
         for name, values_B in output.metrics.items():
-            self._add(name, (values_B * batch.weight_B).sum())
+            weight_B = batch.weight_B
+            if name in output.only:
+                weight_B = weight_B * output.only[name]
+                self._add(f"weight:{name}", weight_B.sum())
+            self._add(name, (values_B * weight_B).sum())
         for name, value in output.state_sums.items():
             self._add(f"state:{name}", value)
 
@@ -71,15 +77,23 @@ class PerExample:
 
     Attributes:
         num_examples: N, of all processes together.
-        by_name: metric -> one value per example, float64 [N]; 0 for those that another process has.
+        by_name: metric -> one value per example, float64 [N]; 0 for those that another process has, NaN for those that have no
+            such metric.
     """
 
     num_examples: int
     by_name: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, places: Sequence[int], metrics: Mapping[str, Tensor]) -> None:
-        """The values of a micro-batch, whose examples stand at those places; one without places adds none."""
-        for name, values_B in metrics.items():
+    def add(self, places: Sequence[int], metrics: Mapping[str, Tensor], only: Mapping[str, Tensor]) -> None:
+        """The values of a micro-batch, whose examples stand at those places; one without places adds none.
+
+        Args:
+            places: of its examples.
+            metrics: one value per example.
+            only: which examples have a metric, where not all have it.
+        """
+        for name, all_B in metrics.items():
+            values_B = all_B.masked_fill(~only[name], math.nan) if name in only else all_B
             if name not in self.by_name:
                 self.by_name[name] = values_B.new_zeros(self.num_examples, dtype=torch.float64)
             if places:
@@ -105,12 +119,15 @@ class StepResult:
     @classmethod
     def of(cls, named: Mapping[str, float]) -> "StepResult":
         """From sums over all micro-batches and processes."""
-        weight = named["weight"]
-        metrics = {
-            name: (value / weight if weight > 0 else 0.0)
-            for name, value in named.items()
-            if name not in ("loss", "weight") and not name.startswith("state:")
-        }
+        metrics = {}
+        for name, value in named.items():
+            if name in ("loss", "weight") or name.startswith(("state:", "weight:")):
+                continue
+            weight = named.get(f"weight:{name}", named["weight"])
+            if weight > 0:
+                metrics[name] = value / weight
+            elif f"weight:{name}" not in named:
+                metrics[name] = 0.0
         return cls(
             named["loss"], metrics, {name.removeprefix("state:"): value for name, value in named.items() if name.startswith("state:")}
         )

@@ -178,7 +178,7 @@ def precision_of(settings: RunSettings, device: torch.device) -> Precision:
 
 
 def _num_completions(method: Method) -> int:
-    return 2 if method.needs.completions == "pair" else 1
+    return {"pair": 2, "ranked": 4}.get(method.needs.completions, 1)
 
 
 def _model_settings(settings: RunSettings) -> ModelSettings:

@@ -1,6 +1,7 @@
 """The held-out examples one by one: text, and figures before training and now. What the report's lists are made of."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class HeldOutLines:
         """The lines after an evaluation; the first of all is the one before training."""
         lines = []
         for place, text in enumerate(self.texts):
-            figures = {name: values[place] for name, values in evaluation.examples.items()}
+            own = {name: values[place] for name, values in evaluation.examples.items()}
+            figures = {name: value for name, value in own.items() if name == "loss" or not math.isnan(value)}  # it has no such metric
             if step == 0:
                 self.before[_key(text)] = figures
             lines.append({**text, "step": step, "before": self.before.get(_key(text), {}), "after": figures})

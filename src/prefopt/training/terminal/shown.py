@@ -29,6 +29,8 @@ METRICS = (
     Shown("rewards/accuracy", "accuracy", 2),
     Shown("rewards/chosen", "chosen", signed=True),
     Shown("rewards/rejected", "rejected", signed=True),
+    Shown("rewards/desirable", "up", signed=True),
+    Shown("rewards/undesirable", "down", signed=True),
     Shown("kl", "KL", 3),
 )
 """What is learned: beside each other in training and held out."""

@@ -43,8 +43,24 @@ def opening_lines(
         f"{method.name}: {order.num_steps} steps of {settings.batch_size}, {order.epoch_after(order.num_steps - 1):.2g} epochs, "
         f"learning rate {learning_rate:g} ({settings.lr_schedule}, {settings.warmup_ratio:.0%} warm-up)"
         + ("" if settings.optim == "adamw" else f", {settings.optim}")
-        + "".join(f", {name} {value:g}" for name, value in method.settings.model_dump().items() if isinstance(value, float)),
+        + "".join(f", {setting}" for setting in own_settings_in_words(method)),
     ]
+
+
+def own_settings_in_words(method: Method) -> list[str]:
+    """The method's own settings: those that have a usual range, and whatever is not as it is by default."""
+    defaults = {name: info.default for name, info in method.settings_class.model_fields.items()}
+    values = {name: getattr(method.settings, name) for name in defaults}
+    told = {name: value for name, value in values.items() if value is not None and (value != defaults[name] or name in method.usual)}
+    return [f"{name} {_in_words(value)}" for name, value in told.items()]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_in_words(part)}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def closing_lines(summary: Mapping[str, Any], folder: RunFolder) -> list[str]:

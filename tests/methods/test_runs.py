@@ -1,0 +1,97 @@
+"""Every method from rows to a report: on a tiny model, with what it writes about itself."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.training.runs import figures, losses, pair_rows, rows, run, write_rows
+
+from prefopt.methods.pair_method import pair_methods
+from prefopt.methods.table import METHODS
+
+KINDS: dict[str, dict[str, Any]] = {row.name: {} for row in METHODS}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, settings) for name, settings in KINDS.items()},
+    "dpo with options": ("dpo", {"label_smoothing": 0.1, "sft_weight": 0.2, "wpo": True, "ld_alpha": 0.5, "f_divergence": "js"}),
+    "mix": ("ipo", {"mix": {"bco": {"weight": 0.5, "beta": 0.3}, "orpo": 0.1, "sft": 0.1}, "reduction": "sum"}),
+    "kto on thumbs": ("kto", {"balance": True}),
+    "bco on thumbs": ("bco", {"unpaired": True}),
+    "dpo on orders": ("dpo", {"plackett_luce": True}),
+    "ipo on all pairs": ("ipo", {"all_pairs": True}),
+}
+
+
+def thumb_rows() -> list[dict[str, Any]]:
+    sides = [(row, side) for place, row in enumerate(pair_rows(12)) for side in (("chosen", "rejected") if place % 3 else ("rejected",))]
+    return [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row, side in sides]
+
+
+def ranked_rows() -> list[dict[str, Any]]:
+    return [
+        {"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"], " maybe, or maybe not"], "ranks": [3, 1, 2]}
+        for row in pair_rows(12)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    made = {"pairs": pair_rows(12), "thumbs": thumb_rows(), "orders": ranked_rows()}
+    return {name: write_rows(folder / f"{name}.jsonl", given) for name, given in made.items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_learns_and_tells(model_folder: Callable[..., Path], data: dict[str, str], tmp_path: Path, name: str):
+    method, settings = RUNS[name]
+    source = data["thumbs" if "thumbs" in name else "orders" if "orders" in name or "all pairs" in name else "pairs"]
+    rate = 2e-3 if method not in ("sppo", "ipo") else 5e-4
+    held_out = {"eval_data": source} if "thumbs" in name else {"eval_fraction": 0.25}
+    more = {"eval_every_steps": 2, "report": True, "learning_rate": rate, **held_out, **settings}
+    result = run(method, model_folder(), source, tmp_path / "out", **more)
+    before, after = (json.loads((tmp_path / "out" / "summary.json").read_text())[side] for side in ("before", "after"))
+    assert all(math.isfinite(value) for row in rows(result.folder) for value in row.values() if value is not None)
+    if method == "discopop":  # at a margin of 0 its slope points the wrong way, see its file
+        assert after["eval/loss"] != before["eval/loss"]
+        return
+    assert after["eval/loss"] < before["eval/loss"]
+    if method in pair_methods() and "thumbs" not in name:
+        assert after["eval/rewards/margin"] > before["eval/rewards/margin"]
+        assert after["eval/rewards/accuracy"] >= before["eval/rewards/accuracy"]
+    elif method != "sft":
+        assert {"rewards/desirable", "rewards/undesirable", "rewards/accuracy"} <= set().union(*rows(result.folder))
+        assert before["eval/rewards/accuracy"] == 0.5
+        assert after["eval/rewards/accuracy"] > 0.5
+    page = (result.folder / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    if "thumbs" in name or name == "kto":
+        assert "the reward now agrees with the thumb" in page
+        assert "thumb up, held out" in page
+        assert "Answer, thumb" in page
+    if name == "dpo on orders":
+        assert "Answer 3 of 3" in page
+
+
+def test_reference_free_methods_ask_no_reference(model_folder: Callable[..., Path], data: dict[str, str], tmp_path: Path):
+    for method in ("orpo", "simpo", "cpo"):
+        run(method, model_folder(), data["pairs"], tmp_path / method, max_steps=1)
+        assert not list((tmp_path / "cache").rglob("reference*")) or not (tmp_path / "cache" / "reference").exists()
+
+
+@pytest.mark.parametrize("name", ["kto on thumbs", "bco on thumbs", "bco", "mix"])
+def test_what_a_method_carries_survives_a_stop(model_folder: Callable[..., Path], data: dict[str, str], tmp_path: Path, name: str):
+    method, settings = RUNS[name]
+    source = data["thumbs" if "thumbs" in name else "pairs"]
+    whole = run(method, model_folder(), source, tmp_path / "whole", **settings)
+    half = tmp_path / "half"
+    run(method, model_folder(), source, half, save_every_steps=3, keep_checkpoints=10, **settings)
+    for folder in sorted((half / "checkpoints").glob("step-*")):
+        if folder.name != "step-000003":
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.unlink()
+            folder.rmdir()
+    again = run(method, model_folder(), source, half, save_every_steps=3, keep_checkpoints=10, resume=True, **settings)
+    assert losses(again.folder) == losses(whole.folder)
+    assert figures(again.folder) == figures(whole.folder)

@@ -1,0 +1,184 @@
+"""Thumbs: pairs split into them, partners for KTO's divergence, weights of the two kinds, BCO's shift."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.methods.test_invariants import Case, thumbs
+from tests.training.test_step import pairs, trainer
+
+from prefopt.engine.batch import pack
+from prefopt.errors import DataError
+from prefopt.methods.bco import shift_of
+from prefopt.methods.kto import balancing_weights
+from prefopt.methods.thumbs import SingleThumbs, WithPartners
+from prefopt.trees import Completion, PromptTree, token_ids
+
+
+def tree(prompt: list[int], answer: list[int], **about: object) -> PromptTree:
+    return PromptTree(token_ids(prompt), (Completion(token_ids(answer), **about),))
+
+
+def test_pairs_become_a_thumb_up_and_a_thumb_down():
+    trees = pairs(3)
+    single = SingleThumbs(trees)
+    assert len(single) == 6
+    assert [one.completions[0].label for one in single] == [True, False] * 3
+    assert [one.completions[0].ids.tolist() for one in single] == [one.ids.tolist() for own in trees for one in own.completions]
+    assert [one.weight for one in single] == [weight for own in trees for weight in (own.weight, own.weight)]
+    assert single[-1].completions[0].ids is trees[-1].completions[1].ids
+    with pytest.raises(IndexError):
+        single[6]
+
+
+def test_labels_of_the_data_win_over_ranks():
+    one = PromptTree(
+        token_ids([1]),
+        tuple(Completion(token_ids([5 + place]), label=label, rank=place) for place, label in enumerate((False, True, None))),
+    )
+    assert [own.completions[0].label for own in SingleThumbs([one])] == [False, True, False]
+
+
+def test_partners_answer_other_prompts_and_everybody_is_one_about_once():
+    trees = [tree([1, place // 2], [100 + place], label=True) for place in range(40)]  # two answers to each prompt
+    arranged = WithPartners(trees, seed=3)
+    partners = []
+    for own, given in zip(arranged, trees, strict=True):
+        answer, partner = own.completions
+        assert answer is given.completions[0]
+        assert (int(partner.ids[0]) - 100) // 2 != int(given.prompt_ids[1])
+        assert partner.label is None
+        partners.append(int(partner.ids[0]))
+    assert max(Counter(partners).values()) <= 3
+    assert len(set(partners)) >= 34
+
+
+def test_the_draw_depends_on_the_seed_alone():
+    trees = [tree([1, place], [100 + place]) for place in range(20)]
+    drawn = {seed: [int(one.completions[1].ids[0]) for one in WithPartners(trees, seed=seed)] for seed in (0, 1, -5, 2**70)}
+    assert drawn[0] == [int(one.completions[1].ids[0]) for one in WithPartners(list(trees), seed=0)]
+    assert drawn[0] != drawn[1]
+    assert [one.completions[1].ids.tolist() for one in WithPartners(trees, seed=0)[3:5]] == [[drawn[0][3]], [drawn[0][4]]]
+
+
+def test_a_partner_is_cut_to_the_room_behind_a_long_prompt():
+    trees = [tree([1] * 9, [5]), tree([2], [7, 8, 9])]
+    arranged = WithPartners(trees, seed=0)
+    assert arranged[0].completions[1].ids.tolist() == [7]
+    assert arranged[1].completions[1].ids.tolist() == [5]
+    assert max(one.longest for one in arranged) == max(one.longest for one in trees)
+
+
+def test_with_one_prompt_partners_are_answers_to_it():
+    arranged = WithPartners([tree([1], [5], label=True), tree([1], [6], label=False)], seed=0)
+    assert [one.completions[1].ids.tolist() for one in arranged] == [[6], [5]]
+    (note,) = Case("kto", {}).method().remarks(arranged)
+    assert note.endswith("all answer one prompt, so z0 is measured on answers to that prompt too")
+    assert WithPartners([tree([1], [5])], seed=0)[0].completions[1].ids.tolist() == [5]
+    assert len(WithPartners([], seed=0)) == 0
+
+
+def test_sums_of_the_reference_from_the_data_are_refused():
+    with pytest.raises(DataError, match="Remove the columns with reference log-probabilities"):
+        WithPartners([tree([1], [5], reference_logp=-1.0), tree([2], [6], reference_logp=-2.0)], seed=0)
+
+
+def test_z0_is_the_mean_over_partners_and_at_least_nothing(make_model):
+    case = Case("kto", {"beta": 0.3})
+    trees = [own.with_weight(1.0) for own in case.method().arrange(thumbs(6), seed=1)]
+    one = trainer(make_model, case.method())
+    partners = [replace(own, completions=own.completions[1:]) for own in trees]
+    batch = pack(partners, sharing="flat")
+    with torch.no_grad():
+        ratios = one.policy(batch).sum() - one.reference.logps(batch).sum()
+    state = case.method().initial_state(trees)
+    assert one.evaluate(trees, state).figures["z0"] == pytest.approx(max(0.0, float(ratios.mean())))
+    # policy and reference exchanged: every log-ratio has the other sign
+    other = replace(one, policy=one.reference.policy, wrapped=one.reference.policy, reference=type(one.reference)(one.policy))
+    assert other.evaluate(trees, state).figures["z0"] == pytest.approx(max(0.0, -float(ratios.mean())))
+    assert float(ratios.mean()) != 0
+
+
+def test_partners_add_nothing_to_the_loss_but_z0(make_model):
+    case = Case("kto", {"beta": 0.3})
+    one = trainer(make_model, case.method())
+    trees = case.trees(6)
+    state = case.method().initial_state(trees)
+    assert one.evaluate(trees, state).figures["logps/desirable"] == pytest.approx(
+        trainer(make_model, Case("bco", {"unpaired": True}).method())
+        .evaluate([case.method().in_loss(own) for own in trees], Case("bco", {}).method().initial_state())
+        .figures["logps/desirable"]
+    )
+
+
+@pytest.mark.parametrize(("up", "down"), [(100, 400), (400, 100), (100, 100), (130, 100), (140, 100), (1, 1000)])
+def test_balanced_weights_bring_the_ratio_to_where_it_should_be(up: float, down: float):
+    of_up, of_down = balancing_weights(up, down)
+    assert 1.0 - 1e-9 <= of_up * up / (of_down * down) <= 4 / 3 + 1e-9
+    assert min(of_up, of_down) == 1.0
+    if 1 <= up / down <= 4 / 3:
+        assert (of_up, of_down) == (1.0, 1.0)
+
+
+def test_what_is_said_about_the_balance():
+    trees = [tree([place], [5], label=place < 2) for place in range(8)]
+
+    def said(**settings: object) -> list[str]:
+        return list(Case("kto", settings).method().remarks(trees))
+
+    assert said(desirable_weight=3.0) == said(desirable_weight=4.5) == []
+    (note,) = said()
+    assert note.startswith("note: thumbs: 2 up, 6 down; up weighs 0.333 times what down weighs")
+    assert "--desirable-weight 3 --undesirable-weight 1" in note
+    assert said(balance=True) == ["thumbs: 2 up, 6 down; balanced by desirable_weight 3 and undesirable_weight 1"]
+    assert "one kind only" in Case("kto", {}).method().remarks(trees[:2])[0]
+    assert Case("kto", {"balance": True}).method().initial_state(trees) == {"desirable_weight": 3.0, "undesirable_weight": 1.0}
+    weighted = [own.with_weight(3.0) if own.completions[0].label else own for own in trees]
+    assert Case("kto", {}).method().remarks(weighted) == ()
+
+
+def test_figures_of_thumbs_by_hand(make_model):
+    """Means over each kind alone, whatever its share of the batch, and no figure of a kind that is not there."""
+    case = Case("bco", {"unpaired": True, "beta": 0.5})
+    trees = [own.with_weight(1.0) for own in thumbs(7)]
+    one = trainer(make_model, case.method(), max_tokens=60)
+    state = case.method().initial_state()
+    found = one.evaluate(trees, state)
+    batch = pack(trees, sharing="flat")
+    with torch.no_grad():
+        rewards = 0.5 * (one.policy(batch).sum() - one.reference.logps(batch).sum())
+    is_up = np.array([own.completions[0].label for own in trees])
+    assert found.figures["rewards/desirable"] == pytest.approx(float(rewards[is_up].mean()))
+    assert found.figures["rewards/undesirable"] == pytest.approx(float(rewards[~is_up].mean()))
+    right = ((rewards.numpy() > 0) == is_up).mean()
+    assert found.figures["rewards/accuracy"] == pytest.approx(right)
+    assert [math.isnan(value) for value in found.examples["rewards/undesirable"]] == is_up.tolist()
+    ups = [own for own in trees if own.completions[0].label]
+    assert "rewards/undesirable" not in one.evaluate(ups, state).figures
+
+
+def test_the_shift_is_halfway_between_the_kinds():
+    method = Case("bco", {"shift_decay": 0.5}).method()
+    state = method.next_state(method.initial_state(), {"up_reward": 6.0, "up_weight": 2.0, "down_reward": -1.0, "down_weight": 1.0})
+    assert shift_of(state) == pytest.approx((3.0 - 1.0) / 2)
+    state = method.next_state(state, {"up_reward": 0.0, "up_weight": 3.0, "down_reward": 0.0, "down_weight": 0.0})
+    assert shift_of(state) == pytest.approx((3.0 / 4.0 - 1.0) / 2)
+    assert shift_of(method.initial_state()) == 0.0
+
+
+def test_the_shift_follows_the_rewards_of_a_run(make_model):
+    for settings, make_trees in (({}, pairs), ({"unpaired": True}, thumbs)):
+        case = Case("bco", {"beta": 0.3, **settings})
+        trees = case.trees(6)
+        one = trainer(make_model, case.method(), max_tokens=80)
+        state = case.method().initial_state()
+        result, _ = one.step(trees, 0, state)
+        after = one.method.next_state(state, result.state_sums)
+        good, bad = ("desirable", "undesirable") if settings else ("chosen", "rejected")
+        assert shift_of(after) == pytest.approx((result.metrics[f"rewards/{good}"] + result.metrics[f"rewards/{bad}"]) / 2)
+        again, _ = trainer(make_model, case.method()).step(trees, 0, after)
+        assert again.loss != pytest.approx(result.loss, rel=1e-6)
+        assert make_trees is not None
