@@ -121,9 +121,8 @@ def parts_of(mix: Mapping[str, Any]) -> list[tuple[float, PairMethod | None]]:
             continue
         known = pair_methods()
         if name not in known:
-            raise ValueError(
-                f"{printable(name)} is no loss on pairs{nearest(str(name), [*known, LIKELIHOOD])}; there are {', '.join([*known, LIKELIHOOD])}"
-            )
+            names = [*known, LIKELIHOOD]
+            raise ValueError(f"{printable(name)} is no loss on pairs{nearest(str(name), names)}; there are {', '.join(names)}")
         if taken := [setting for setting in (*OF_THE_WHOLE, "plackett_luce", "unpaired") if setting in own]:
             raise ValueError(f"{taken[0]} is set for the whole mix, not for {name} in it")
         kind = known[name].settings_class
