@@ -115,6 +115,40 @@ def good_rows(draw: st.DrawFn, name: str) -> dict[str, Any]:
         "chat_completion": {"prompt": [*shared, ask], "completion": [best]},
         "instruction": {"instruction": question, "output": chosen, "system": draw(st.sampled_from(["", "Be brief."]))},
         "text": {"text": chosen},
+        "comparison": {
+            "prompt": question,
+            "response_a": chosen,
+            "response_b": rejected,
+            "preference": draw(st.sampled_from(["a", "B", 2])),
+        },
+        "votes": {"instruction": question, "response1": chosen, "response2": rejected, "annotator1": 1, "annotator2": 1, "annotator3": 2},
+        "arena": {"conversation_a": [*shared, ask, best], "conversation_b": [*shared, ask, worst], "winner": "model_b"},
+        "arguments": {"a1": chosen, "a2": rejected, "label": "a2"},
+        "ranked_completions": {"prompt": question, "completions": [chosen, rejected, "third"], "ranks": [2, 1, 2]},
+        "scored_completions": {"prompt": [*shared, ask], "responses": [best, rejected, "third"], "scores": [0.5, 1, 1]},
+        "rated_completions": {"prompt": question, "answers": [{"text": chosen, "score": 2}, {"text": rejected, "score": -1.5}]},
+        "message_tree": {
+            "prompt": {
+                "role": "prompter",
+                "text": question,
+                "replies": [
+                    {"role": "assistant", "text": text, "rank": rank, "emojis": {"+1": rank, "-1": 1 - rank}, "replies": []}
+                    for rank, text in enumerate((chosen, rejected))
+                ],
+            }
+        },
+        "text_label": {"prompt": question, "completion": chosen, "label": draw(st.sampled_from([True, "yes", 1, "1"]))},
+        "messages_label": {"messages": [*shared, ask, best], "label": True},
+        "sharegpt_label": {"conversations": [turn("user", question, "sharegpt"), turn("assistant", chosen, "sharegpt")], "kto_tag": True},
+        "instruction_label": {"instruction": question, "output": chosen, "label": "up"},
+        "labelled_completions": {"prompt": question, "completions": [chosen, rejected], "labels": [True, False]},
+        "gsm8k_solutions": {
+            "question": question,
+            "6b_finetuning": {"solution": chosen, "is_correct": True},
+            "6b_verification": {"solution": rejected, "is_correct": False},
+            "175b_finetuning": {"solution": chosen, "is_correct": True},
+            "175b_verification": {"solution": rejected, "is_correct": False},
+        },
     }
     return copy.deepcopy(shaped[name])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 from pyarrow import parquet
 
 from prefopt.data import sources
@@ -16,7 +17,7 @@ from prefopt.errors import DataError
 
 ROWS = [{"prompt": f"Is {number} good?\nSäy", "chosen": f'yes, "{number}"', "rejected": f"no {number},"} for number in range(6)]
 KINDS = [".jsonl", ".json", ".csv", ".parquet"]
-PACKED = [*KINDS, *(kind + ".gz" for kind in KINDS)]
+PACKED = [*KINDS, *(kind + ".gz" for kind in KINDS), ".jsonl.zst", ".csv.zst"]
 
 
 def csv_of(rows: list[dict[str, Any]]) -> bytes:
@@ -37,8 +38,15 @@ def whole(kind: str) -> bytes:
         ".json": lambda: json.dumps(ROWS).encode(),
         ".csv": lambda: csv_of(ROWS),
         ".parquet": lambda: parquet_of(pa.Table.from_pylist(ROWS)),
-    }[kind.removesuffix(".gz")]()
-    return gzip.compress(content, mtime=0) if kind.endswith(".gz") else content
+    }[kind.removesuffix(".gz").removesuffix(".zst")]()
+    return gzip.compress(content, mtime=0) if kind.endswith(".gz") else zstd(content) if kind.endswith(".zst") else content
+
+
+def zstd(content: bytes) -> bytes:
+    """The content packed by zstandard with a checksum, as its own program does; arrow's packs without."""
+    packed = bytearray(pa.compress(content, codec="zstd", asbytes=True))
+    packed[4] |= 4  # the frame's header: a checksum stands behind it
+    return bytes(packed) + (xxhash.xxh64(content).intdigest() & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def read(path: Path) -> list[Row | Dropped] | None:

@@ -389,21 +389,22 @@ ROWS = strategies.dictionaries(NAMES | strategies.text(max_size=3), VALUES, max_
 @given(
     rows=strategies.lists(ROWS | SCALARS, min_size=1, max_size=5),
     entry=strategies.sampled_from(FORMATS),
-    kind=strategies.sampled_from(["pair", "demonstration"]),
+    kind=strategies.sampled_from(["pair", "demonstration", "thumbs", "ranked"]),
     good=strategies.booleans(),
 )
 def test_any_row_is_counted_or_refused(rows, entry, kind, good, write, settings, tokenizer):
     fit = {"prompt": "q ", "chosen": "a", "rejected": "b", "completion": "a", "text": "a", "instruction": "q", "output": "a"}
     path = write("fuzz.jsonl", [json.dumps(row) for row in [*rows, *([fit] if good else [])]])
-    if entry.kind == "demonstration":
-        kind = "demonstration"
+    if not entry.serves(kind):
+        kind = entry.kind
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             made = load([str(path)], settings(on_bad_row="drop", data_format=entry.name, score="assistant"), tokenizer, kind=kind)
         except DataError:
             return
-    assert len(made.trees) + made.summary.num_dropped == made.summary.num_rows == len(rows) + good
+    assert made.summary.num_rows == len(rows) + good
+    assert len(made.trees) + made.summary.num_dropped == made.summary.num_rows + made.summary.num_more
     assert set(made.summary.dropped) <= set(REASONS)
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_file_loses_no_row_in_silence(folder: Path, kind: str, times: 
             continue
         if kind == ".jsonl":
             check_lines(new, rows)
-        elif kind.endswith(".gz"):
+        elif kind.endswith((".gz", ".zst")):
             assert values(rows) == ROWS  # a checksum covers all but the header
         elif kind == ".json":
             # What was put in between may be a value; of two objects that ran into one, that one is told of.
@@ -124,8 +124,12 @@ def test_a_file_under_another_ending_is_refused(folder: Path, kind: str):
     ("content", "says"),
     [
         (b"\x1f\x8b\x08", "is not text but packed by gzip: let its name end in .gz"),
+        (b"\x28\xb5\x2f\xfd and more", "is not text but packed by zstandard: let its name end in .zst"),
         (b"PAR1 and more", "is not text but parquet: let its name end in .parquet"),
-        (b"PK\x03\x04 and more", "is not text but a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
+        (
+            b"PK\x03\x04 and more",
+            "is not text but a zip archive or a spreadsheet: unpack it, or let the name of a spreadsheet end in .xlsx",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
@@ -296,9 +300,9 @@ def test_names_of_columns_are_shown_so_that_a_terminal_survives_them(folder: Pat
 
 
 def test_what_turns_hold_beside_their_words_is_listed_as_not_read(folder: Path):
-    thought = {"role": "assistant", "content": "a", "thinking": "hm", "weight": 0, "name": None}
+    thought = {"role": "assistant", "content": "a", "thinking": "hm", "mood": 0, "weight": 1, "name": None}
     rows = [{"prompt": [{"role": "user", "content": "q"}], "chosen": [thought], "rejected": "b"}]
-    assert "  columns not read: chosen[].thinking, chosen[].weight" in list(printed(rows, folder))
+    assert "  columns not read: chosen[].mood, chosen[].thinking" in list(printed(rows, folder))
 
 
 def test_a_column_that_appears_late_is_listed_as_not_read(folder: Path):

@@ -17,13 +17,14 @@ from transformers import PreTrainedTokenizerFast
 from prefopt.data import cache, sources
 from prefopt.data.dataset import Dataset, check, load, write_dropped
 from prefopt.data.formats import FORMATS
-from prefopt.data.rows import DEEPEST, LENGTH_REASONS, REASONS, as_json, clip
+from prefopt.data.rows import DEEPEST, NOT_FAULTS, REASONS, as_json, clip
 from prefopt.data.settings import DataSettings
 from prefopt.data.show import decode
 from prefopt.errors import DataError
 
 NAMES = [entry.name for entry in FORMATS]
 KINDS = {entry.name: entry.kind for entry in FORMATS}
+SERVED = {entry.name: [kind for kind in ("pair", "demonstration", "thumbs", "ranked") if entry.serves(kind)] for entry in FORMATS}
 END = "<eos>"
 
 Load = Callable[..., Dataset]
@@ -99,12 +100,17 @@ class Rows:
             return None
         written = [strict(text) for text in self.dropped.read_text("utf-8").split("\n") if text] if self.dropped.exists() else []
         summary = made.summary
-        assert summary.num_rows == len(self.rows) == len(made.trees) + len(written)
+        assert summary.num_rows == len(self.rows)
+        assert summary.num_rows + summary.num_more == len(made.trees) + len(written)
         assert summary.num_trees == len(made.trees)
         assert all(tree.longest <= settings.max_length and 0 <= tree.weight < math.inf for tree in made.trees)
         assert summary.num_dropped == len(written)
-        assert [tree.row_id for tree in made.trees] == [place for place in self.places if place in {tree.row_id for tree in made.trees}]
-        assert sorted([*(tree.row_id for tree in made.trees), *(entry["location"] for entry in written)]) == sorted(self.places)
+        ids = [tree.row_id for tree in made.trees]
+        assert ids == sorted(ids, key=lambda place: [int(number) for number in re.findall(r"[:#](\d+)", place)])
+        parts = [*ids, *(entry["location"] for entry in written)]
+        assert len(set(parts)) == len(parts)
+        assert {part.partition("#")[0] for part in parts} == set(self.places)
+        self.check_kind(kind, made)
         for entry in written:
             assert entry["reason"] in REASONS
             assert entry["detail"].isprintable(), entry["detail"]
@@ -112,10 +118,10 @@ class Rows:
         "\n".join(summary.lines()).encode()
         json.dumps(summary.to_dict(), allow_nan=False)
         # Stopping names what dropping leaves out, but for what is only too long.
-        faults = [entry for entry in written if entry["reason"] not in LENGTH_REASONS]
+        faults = [entry for entry in written if entry["reason"] not in NOT_FAULTS]
         if faults:
             assert isinstance(stopped, str)
-            named = re.findall(r"^  (rows\.jsonl:\d+): (\w+): ", stopped, re.MULTILINE)
+            named = re.findall(r"^  (rows\.jsonl:\d+(?:#\d+)?): (\w+): ", stopped, re.MULTILINE)
             assert named
             assert set(named) <= {(entry["location"], entry["reason"]) for entry in faults}
         else:
@@ -123,8 +129,24 @@ class Rows:
             assert stopped.fingerprint == made.fingerprint
         return made
 
+    def check_kind(self, kind: str, made: Dataset) -> None:
+        """What every tree of a kind is, whichever rows it came from."""
+        for tree in made.trees:
+            ranks, labels = ([getattr(one, name) for one in tree.completions] for name in ("rank", "label"))
+            if kind == "pair":
+                assert (ranks, labels) == ([0, 1], [None, None])
+            elif kind == "ranked":
+                assert ranks == sorted(ranks)
+                assert set(ranks) == set(range(max(ranks) + 1))
+                assert max(ranks) > 0
+            elif kind == "thumbs":
+                assert len(labels) == 1
+                assert labels[0] is not None
+            else:
+                assert (ranks, labels) == ([None], [None])
+
     def row_of(self, place: str) -> Any:
-        return self.rows[int(place.rpartition(":")[2]) - 1]
+        return self.rows[int(place.rpartition(":")[2].partition("#")[0]) - 1]
 
 
 def answers_of(made: Dataset, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[str]]]:
@@ -156,7 +178,7 @@ def test_broken_rows_of_a_format_are_all_accounted_for(folder: Path, tokenizers,
     rows = data.draw(st.lists(st.one_of(broken_rows(name), broken_rows(name), good_rows(name)), min_size=1, max_size=8))
     more = {"data_format": data.draw(st.sampled_from([name, name, "auto"])), "text_as": data.draw(st.sampled_from(["raw", "raw", "chat"]))}
     more["max_length"] = data.draw(st.sampled_from([2048, 2048, 24]))
-    kind = data.draw(st.sampled_from(["pair", "demonstration"])) if KINDS[name] == "pair" else "demonstration"
+    kind = data.draw(st.sampled_from(SERVED[name]))
     file = Rows(folder, rows, tokenizers[template], **more)
     made = file.check_account(kind)
     if made is None:
@@ -183,11 +205,39 @@ def test_rows_that_are_any_json_at_all_are_accounted_for(folder: Path, tokenizer
 @given(data=st.data())
 def test_rows_of_several_formats_in_one_file_are_accounted_for(folder: Path, tokenizers, data: st.DataObject):
     rows = data.draw(st.lists(st.sampled_from(NAMES).flatmap(good_rows), min_size=2, max_size=10))
-    kind = data.draw(st.sampled_from(["pair", "demonstration"]))
+    kind = data.draw(st.sampled_from(["pair", "demonstration", "thumbs", "ranked"]))
     Rows(folder, rows, tokenizers["chat"]).check_account(kind)
 
 
-@pytest.mark.parametrize("name", NAMES)
+PLAIN = [name for name in NAMES if KINDS[name] == "demonstration" or name.endswith("pair") or name == "hh"]
+"""Those whose answers stand in columns of their own."""
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(PLAIN)))
+@settings(max_examples=10)
+@given(data=st.data())
+def test_every_answer_of_a_good_row_is_read_under_every_kind_that_has_a_use_for_it(
+    folder: Path, tokenizers, name: str, data: st.DataObject
+):
+    row = data.draw(good_rows(name))
+    file = Rows(folder, [row], tokenizers["chat"], data_format=name)
+    for kind in SERVED[name]:
+        made = file.load(kind, "stop")
+        assert isinstance(made, Dataset), made
+        file.check_kind(kind, made)
+        for _, texts in answers_of(made, file.tokenizer):
+            for text in texts:
+                assert text.removeprefix(" ") in {whole.removeprefix(" ") for whole in texts_in(row)}
+        if kind == KINDS[name] and name != "message_tree":
+            held = sum(len(tree.completions) for tree in made.trees)
+            assert held == {"pair": 2, "ranked": 3, "thumbs": 1}[kind] or name in (
+                "rated_completions",
+                "labelled_completions",
+                "gsm8k_solutions",
+            )
+
+
+@pytest.mark.parametrize("name", PLAIN)
 @settings(max_examples=15)
 @given(data=st.data())
 def test_rows_that_nothing_is_wrong_with_are_read_word_by_word(folder: Path, tokenizers, name: str, data: st.DataObject):
@@ -243,5 +293,7 @@ def test_rows_are_counted_without_a_tokenizer_too(folder: Path, tokenizers, data
     file = Rows(folder, rows, tokenizers["plain"], data_format=name)
     opened = [sources.read(place) for place in sources.find([str(file.file)]).places]
     checked = check(opened, file.settings("drop"), KINDS[name])
-    assert checked.num_rows == len(rows) == len(checked.examples) + len(checked.dropped)
-    assert sorted([*(entry.location for entry in checked.examples), *(entry.location for entry in checked.dropped)]) == sorted(file.places)
+    assert checked.num_rows == len(rows)
+    parts = [entry.location for entry in (*checked.examples, *checked.dropped)]
+    assert len(set(parts)) == len(parts)
+    assert {part.partition("#")[0] for part in parts} == set(file.places)

@@ -209,3 +209,22 @@ def test_control_tokens_are_refused_as_in_training(chat_tokenizer: PreTrainedTok
 def test_prompts_for_people_and_for_files():
     assert Prompt((USER, REPLY, USER), "x").as_json() == [USER.as_dict(), REPLY.as_dict(), USER.as_dict()]
     assert Prompt("Is tea hot?", "x").as_json() == "Is tea hot?"
+
+
+def test_prompts_with_tools_are_refused_rather_than_asked_without_them(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "q"}], "tools": tools} for tools in ([{"name": "weather"}], [])]
+    prompts, faulty = read_prompts(written(tmp_path, rows), {})
+    assert [prompt.location for prompt in prompts] == ["rows.jsonl:2"]
+    assert [(row.location, row.reason) for row in faulty] == [("rows.jsonl:1", "template_refused")]
+
+
+def test_prompts_of_trees_rankings_and_thumbs_are_asked(tmp_path):
+    tree = {
+        "role": "prompter",
+        "text": "q",
+        "replies": [{"role": "assistant", "text": text, "rank": rank, "replies": []} for rank, text in enumerate("ab")],
+    }
+    rows = [{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 1]}, {"prompt": tree}, {"prompt": "q", "completion": "", "label": True}]
+    prompts, faulty = read_prompts(written(tmp_path, rows), {})
+    assert [prompt.as_json() for prompt in prompts] == ["q", [{"role": "user", "content": "q"}], "q"]
+    assert not faulty

@@ -57,6 +57,50 @@ def test_counts(settings, tokenizer, name, kind, given, form, num_rows, dropped,
         assert summary.num_duplicates == num_duplicates
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "form", "num_trees", "dropped", "facts"),
+    [
+        ("llamafactory-demo/kto_en_demo.json", "thumbs", "messages_label", 300, {}, {"num_up": 150, "num_down": 150}),
+        ("llamafactory-demo/kto_en_demo.json", "demonstration", "messages_label", 150, {"thumbs_down": 150}, {}),
+        ("gsm8k/example_model_solutions.jsonl", "thumbs", "gsm8k_solutions", 5276, {}, {"num_up": 2001, "num_down": 3275}),
+        (
+            "open-assistant/en_100_tree.jsonl",
+            "ranked",
+            "message_tree",
+            212,
+            {},
+            {"branches": {"2": 57, "3": 117, "4": 27, "5": 3, "6": 6, "8": 1, "9": 1}, "num_ties": 0},
+        ),
+        ("open-assistant/en_100_tree.jsonl", "thumbs", "message_tree", 430, {"no_label": 10}, {"num_up": 334, "num_down": 96}),
+        ("open-assistant/en_100_tree.jsonl", "pair", "message_tree", 754, {}, {}),
+        (
+            "tulu-human-eval/eval_annotations_tulu_1.xlsx",
+            "pair",
+            "comparison",
+            773,
+            {"tie": 337, "same_answers": 40},
+            {"num_rows": 1150},
+        ),
+        (
+            "tulu-human-eval/eval_annotations_tulu_1.xlsx",
+            "thumbs",
+            "comparison",
+            2220,
+            {"same_answers": 40},
+            {"num_up": 1751, "num_down": 469},
+        ),
+        ("pandalm/testset-v1.json", "pair", "votes", 836, {"tie": 103, "blank_answer": 54, "wrong_type": 6}, {"num_rows": 999}),
+        ("ukp-convarg", "pair", "arguments", 5872, {}, {"num_rows": 5872}),
+        ("hh-rlhf/harmless-base.jsonl.gz", "thumbs", "hh", 3588, {"blank_answer": 4, "prompts_differ": 2}, {"num_up": 1794}),
+    ],
+)
+def test_thumbs_rankings_and_verdicts(settings, bos_tokenizer, name, kind, form, num_trees, dropped, facts):
+    summary = loaded(settings, bos_tokenizer, name, kind).summary
+    assert {source.format for source in summary.sources} == {form}
+    assert (summary.num_trees, dict(summary.dropped)) == (num_trees, dropped)
+    assert {key: getattr(summary, key) for key in facts} == facts
+
+
 def test_mostly_invalid_json_is_not_guessed_at(settings, tokenizer, tmp_path):
     copy = tmp_path / "ko.jsonl"
     copy.write_bytes((SHARED / "malformed" / "ko_harmless_base_test.txt").read_bytes())

@@ -176,7 +176,7 @@ def test_a_forgotten_suffix_is_not_sought_on_the_hub(write, tmp_path, monkeypatc
 
 
 def test_other_suffixes_say_what_is_allowed(write):
-    with pytest.raises(DataError, match=r"end in \.txt are not read.*\.jsonl, \.json, \.csv, \.parquet.*renamed to \.jsonl"):
+    with pytest.raises(DataError, match=r"end in \.txt are not read.*\.jsonl, \.json, \.csv, \.tsv, \.parquet.*renamed to \.jsonl"):
         sources.find([str(write("a.txt", ["hello"]))])
 
 

@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 FIGURES = ("before", "after", "last_step")
 """Objects of the summary that hold metrics."""
 
-LEAVES = ("data.summary.sources", "data.summary.dropped")
+LEAVES = ("data.summary.sources", "data.summary.dropped", "data.summary.branches")
 """Objects of the summary whose keys are those of the data."""
 
 

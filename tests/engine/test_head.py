@@ -222,11 +222,14 @@ def test_full_logits_never_exist(shape: HeadShape, extras: bool, monkeypatch: py
         total = logps.sum() if entropy is None else logps.sum() + entropy.sum()
         torch.autograd.grad(total, [hidden, weight])
     assert seen.elements == chunk * vocabulary
-    assert seen.products == 20 + 3 * 20  # each chunk: forward; again in backward, and its two gradients
+    # Each chunk: forward; its two gradients; and again in the backward pass, unless it is one of those that were kept.
+    assert seen.products == 20 + 2 * 20 + (20 - head.KEPT_CHUNKS)
 
 
+@pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["hidden", "weight", "bias"])
-def test_only_the_gradients_that_are_needed_are_computed(which: int):
+def test_only_the_gradients_that_are_needed_are_computed(which: int, kept: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "KEPT_CHUNKS", kept)
     hidden, weight, bias, target = parts()
     assert bias is not None
     for index, part in enumerate((hidden, weight, bias)):
@@ -235,7 +238,24 @@ def test_only_the_gradients_that_are_needed_are_computed(which: int):
     with LargestTensor() as seen:
         logps.sum().backward()
     assert [part.grad is not None for part in (hidden, weight, bias)] == [index == which for index in range(3)]
-    assert seen.products == (1 if which == 2 else 2)  # the logits again, and one gradient that is a product
+    assert seen.products == (1 - kept) + (which != 2)  # the logits again, unless they were kept, and one gradient that is a product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_that_are_kept_give_the_same_to_the_bit(shape: HeadShape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    few_logits(monkeypatch)
+    found = []
+    for kept in (0, 2, 100):
+        monkeypatch.setattr(head, "KEPT_CHUNKS", kept)
+        hidden, weight, bias, target = parts(torch.float32)
+        inputs = [part.detach().to(dtype).requires_grad_() for part in (hidden, weight, bias) if part is not None]
+        logps, entropy, _ = head_logps(*inputs, target, shape, extras=True)
+        assert entropy is not None
+        found.append([logps, entropy, *torch.autograd.grad(logps.sum() + entropy.square().sum(), inputs)])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_frozen_head_needs_no_backward_of_its_own():

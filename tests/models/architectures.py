@@ -133,7 +133,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture(remark="layers without positions", config={"no_rope_layers": [1, 0]}),
     "starcoder2": Architecture(remark="sliding window", config=SLIDING),
     "bamba": Architecture(
-        way="fork",
         remark="recurrence",
         config={
             "mamba_n_heads": 8,
@@ -148,9 +147,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bloom": Architecture(way="fork", remark="ALiBi", config={"n_layer": 2, "n_head": 4}),
     "falcon": Architecture(way="fork", remark="ALiBi", config={"alibi": True}),
     "gptj": Architecture(way="fork", remark="does not take its attention from outside", config=GPT2_SIZES | {"rotary_dim": 4}),
-    "lfm2": Architecture(
-        way="fork", remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
-    ),
+    "lfm2": Architecture(remark="convolution", config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     "llama4_text": Architecture(
         way="fork",
         remark="attention in chunks",
@@ -158,13 +155,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mamba": Architecture(way="plain", remark="recurrence", config={"state_size": 4}),
     "mamba2": Architecture(
-        way="fork",
         remark="recurrence",
         config=HEAD_DIM | {"num_heads": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8, "expand": 2},
     ),
-    "qwen3_5_text": Architecture(way="fork", remark="linear attention", config=HEAD_DIM | LINEAR_THEN_FULL),
+    "qwen3_5_text": Architecture(remark="linear attention", config=HEAD_DIM | LINEAR_THEN_FULL),
     "qwen3_next": Architecture(
-        way="fork",
         remark="linear attention, mixture of experts",
         config=HEAD_DIM | LINEAR_THEN_FULL | FOUR_EXPERTS | {"shared_expert_intermediate_size": 16},
     ),
@@ -333,7 +328,8 @@ shared and not shared, and takes the fastest way that is right on that very mode
 neither. It shows what the proof finds, and how far the result is from the plain Hugging Face forward run completion by
 completion, one row each, without padding.
 
-- **flat**: a prompt is run once for all its completions, in one packed row without padding.
+- **flat**: a prompt is run once for all its completions, in one packed row without padding. Layers that carry a state from token to
+  token (recurrences, convolutions) get the row's prompts, and then its completions, which continue from copies of that state.
 - **fork**: a prompt is run once, and its completions continue from copies of the model's cache, through which gradients flow back.
   One row would be wrong on these, mostly without an error: their tokens learn more of each other than attention tells.
 - **plain**: every completion runs with its own prompt, in padded rows.

@@ -89,7 +89,7 @@ def test_tied_and_untied_heads(path: EnginePath, tied: bool):
     same_gradients(gradients_of(model, pull(found)), expected_gradients)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "gpt_oss", "bloom", "mamba2", "falcon"])
+@pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "gpt_oss", "bloom", "bamba", "falcon"])
 def test_own_head_equals_chunked_head(name: str):
     model = tiny_model(name)
     path = prove(model, max_length=64).path
@@ -102,6 +102,13 @@ def test_own_head_equals_chunked_head(name: str):
     for name in ("values_N", "entropy_N", "log_sum_squares_N"):
         close(getattr(own, name), getattr(chunked, name))
     same_gradients(gradients_of(model, pull(own.sum())), gradients)
+
+
+def test_a_flat_row_whose_layout_is_lost_on_the_way_is_an_error():
+    """mamba2 hands keywords on from its decoder, not from the model with its head; it has no attention that would miss them."""
+    policy = Policy(tiny_model("mamba2"), EnginePath("flat", OWN))
+    with pytest.raises(ValueError, match="a layer with a state was called without tree_layout"):
+        run(policy)
 
 
 def test_own_head_runs_where_something_is_predicted_only():

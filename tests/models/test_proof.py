@@ -1,6 +1,7 @@
 """The proof at load: it finds the way that is right, says so, and leaves the model as it was."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import nan
 
 import pytest
@@ -40,6 +41,24 @@ def test_a_transformer_is_shared():
     assert proof.sentence().endswith("of the plain forward; the head runs in chunks")
 
 
+@pytest.fixture
+def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers with a state get the flat row as it stands, as those of any model do that the engine knows nothing of."""
+    monkeypatch.setattr("prefopt.models.policy.in_rows", lambda model, wanted: None)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3_5_text", "qwen3_next", "bamba"])
+def test_layers_with_a_state_get_rows(name: str):
+    proof = prove(tiny_model(name), max_length=80)
+    (flat,) = proof.trials
+    assert proof.path == EnginePath("flat", HeadShape())
+    assert isinstance(flat.found, Difference)
+    assert flat.found.logps < 1e-6
+    assert flat.found.gradients < 5e-6
+    assert flat.independence < 1e-6
+
+
+@pytest.mark.usefixtures("no_rows")
 @pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3_5_text", "qwen3_next", "bamba", "llama4_text"])
 def test_what_passes_information_around_attention_goes_on_from_a_cache(name: str):
     proof = prove(tiny_model(name), max_length=64)
@@ -59,17 +78,19 @@ def test_a_recurrence_that_takes_no_masked_cache_is_not_shared():
     proof = prove(tiny_model("mamba"), max_length=64)
     assert proof.path.sharing == "plain"
     assert [trial.sharing for trial in proof.trials] == ["flat", "fork"]
-    assert proof.sentence().startswith("every completion runs with its own prompt (plain; flat moves log-probs by ")
+    assert proof.sentence().startswith(
+        "every completion runs with its own prompt (plain; flat: a layer with a state was called without tree_layout: this architecture "
+    )
     assert "; fork: The size of tensor a" in proof.sentence()
 
 
 def test_recomputed_layers_keep_no_cache_to_go_on_from():
-    model = tiny_model("qwen3_5_text")
+    model = tiny_model("bloom")
     checkpoint_activations(model)
     proof = prove(model, max_length=64)
     assert proof.path.sharing == "plain"
     assert [trial.sharing for trial in proof.trials] == ["flat"]
-    with pytest.raises(ModelError, match="sharing: fork was asked for and is not right on Qwen3_5ForCausalLM"):
+    with pytest.raises(ModelError, match="sharing: fork was asked for and is not right on BloomForCausalLM"):
         prove(model, max_length=64, sharing="fork")
 
 
@@ -134,17 +155,19 @@ def test_weights_in_bf16_are_proved_as_well(name: str):
     assert model.dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("no_rows")
 def test_lfm2_as_it_starts_is_seen_in_bf16():
     # The quietest of the wrong ones: with fresh weights, gradients are off by 3e-4, below what bf16 resolves.
     assert prove(tiny_model("lfm2", dtype=torch.bfloat16, initializer_range=0.02), max_length=64).path.sharing == "fork"
 
 
-@pytest.mark.parametrize(("name", "sharing"), [("qwen2", "flat"), ("lfm2", "fork")])
+@pytest.mark.parametrize(("name", "sharing"), [("qwen2", "flat"), ("lfm2", "flat"), ("bloom", "fork")])
 def test_autocast_is_proved_as_well(name: str, sharing: str):
     proof = prove(tiny_model(name), max_length=64, autocast=torch.bfloat16)
     assert proof.path.sharing == sharing
 
 
+@pytest.mark.usefixtures("no_rows")
 def test_a_deep_model_in_bf16_is_proved_on_few_layers_of_every_kind():
     # Four layers, and only the last is another kind: the twin must reach it.
     kinds = ["full_attention"] * 3 + ["conv"]
@@ -157,6 +180,7 @@ def test_a_deep_model_in_bf16_is_proved_on_few_layers_of_every_kind():
 # What was asked for
 
 
+@pytest.mark.usefixtures("no_rows")
 def test_flat_asked_for_and_not_right_is_an_error():
     with pytest.raises(ModelError, match=r"sharing: flat was asked for and is not right on Lfm2ForCausalLM: .* Use sharing: auto\."):
         prove(tiny_model("lfm2"), max_length=64, sharing="flat")
@@ -267,6 +291,7 @@ def test_everything_is_as_before(name: str, training: bool, attention: str):
     assert {module.training for module in model.modules()} == {training}
     assert model.config._attn_implementation == attention
     assert model.config.to_dict() == config
+    assert not any(isinstance(vars(module).get("forward"), partial) for module in model.modules())
     assert len(embeddings._forward_hooks) == 0
 
 
@@ -277,6 +302,7 @@ def test_random_state_is_as_before_when_a_twin_is_drawn():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("no_rows")
 def test_a_failed_proof_leaves_the_model_as_it_was_too():
     model = tiny_model("lfm2").train()
     with pytest.raises(ModelError):

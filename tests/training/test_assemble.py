@@ -36,7 +36,7 @@ class Own(Method):
 def test_a_run_has_the_fields_of_both():
     kind = settings_for(Own)
     assert issubclass(kind, RunSettings)
-    assert set(kind.model_fields) == set(RunSettings.model_fields) | {"low", "high"}
+    assert set(kind.model_fields) == set(RunSettings.model_fields) | {"low", "high", "pairs_of_ranks"}
     assert own_settings(Own, kind(**RUN, low=0.5)) == OwnSettings(low=0.5)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.training.runs import Asks, figures, run
 
 from prefopt.errors import ConfigError
-from prefopt.training.order import DataOrder, _order_of
+from prefopt.training.order import DataOrder, Mix, _order_of
 
 
 def test_an_epoch_sees_every_example_once():
@@ -88,3 +88,38 @@ def test_a_run_takes_no_example_twice_in_a_step(
 def test_no_batch_takes_all_memory(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"batch_size: .*100000"):
         run("dpo", model_folder(), pairs, tmp_path / "run", batch_size=10**12)
+
+
+def test_a_mix_takes_each_example_as_often_as_it_says_in_every_epoch():
+    times = np.array([1.0] * 10 + [0.3] * 20 + [2.5] * 4)
+    mix = Mix.of(times)
+    assert mix.num_per_epoch == 10 + 6 + 10
+    order = DataOrder(len(times), 7, seed=5, epochs=4, mix=mix)
+    assert order.num_taken == 4 * 26
+    taken = np.concatenate([order.examples(step) for step in range(order.num_steps)])
+    epochs = taken.reshape(4, 26)
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=len(times))
+        assert counts[:10].tolist() == [1] * 10
+        assert counts[10:30].max() == 1
+        assert counts[10:30].sum() == 6
+        assert sorted(counts[30:].tolist()) == [2, 2, 3, 3]
+    assert len({tuple(sorted(epoch[(epoch >= 10) & (epoch < 30)])) for epoch in epochs}) > 1  # drawn anew
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert order.epoch_after(order.num_steps - 1) == 4
+
+
+def test_a_mix_depends_on_seed_and_step_alone():
+    times = np.array([0.5] * 9 + [1.0] * 3)
+    one, same, other = (DataOrder(12, 3, seed=seed, epochs=3, mix=Mix.of(times)) for seed in (1, 1, 2))
+    steps = [one.examples(step).tolist() for step in range(one.num_steps)]
+    assert [same.examples(step).tolist() for step in reversed(range(same.num_steps))] == steps[::-1]
+    assert [other.examples(step).tolist() for step in range(other.num_steps)] != steps
+
+
+def test_a_mix_of_ones_takes_each_once_and_one_of_almost_nothing_still_one():
+    order = DataOrder(6, 6, seed=0, mix=Mix.of(np.ones(6)))
+    assert sorted(order.examples(0).tolist()) == list(range(6))
+    assert DataOrder(3, 1, seed=0, mix=Mix.of(np.full(3, 0.01))).examples(0).tolist() == [0]
+    with pytest.raises(ValueError, match="more than the 2 that there are"):
+        DataOrder(4, 3, seed=0, mix=Mix.of(np.full(4, 0.5)))

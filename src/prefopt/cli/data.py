@@ -1,21 +1,24 @@
 """`prefopt data`: read and check files of examples before anything is trained on them."""
 
-from typing import Literal
-
 from pydantic import model_validator
 
 from prefopt.cli.flags import settings_app
 from prefopt.config import Setting
-from prefopt.data.settings import ConversationSettings, DataSettings
+from prefopt.data.kinds import Kind
+from prefopt.data.settings import ConversationSettings, DataSettings, PairSettings
 
 NEED_A_MODEL = {"chat_template", "template_args", "text_as", "score", "max_length", "too_long", "data_workers", "cache_dir"}
 """Settings that are about tokens."""
 
 
-class CheckSettings(DataSettings, ConversationSettings):
+class CheckSettings(DataSettings, ConversationSettings, PairSettings):
     """What can be said about a check of data."""
 
-    kind: Literal["pair", "demonstration"] = Setting("pair", help="What each row must hold: a chosen and a rejected answer, or one answer.")
+    kind: Kind = Setting(
+        "pair",
+        help="What is read: a `pair` of a chosen and a rejected answer, one answer as a `demonstration`, answers with `thumbs` up or down, "
+        "or several that are `ranked`.",
+    )
     model: str | None = Setting(
         None, help="Folder or hub name of a model whose tokenizer cuts the examples; without it they are only read."
     )
@@ -24,8 +27,10 @@ class CheckSettings(DataSettings, ConversationSettings):
     def _tokens_need_a_model(self) -> "CheckSettings":
         if self.model is None and (given := sorted(NEED_A_MODEL & self.model_fields_set)):
             raise ValueError(f"{', '.join(given)} shape tokens, and those need a tokenizer: give model too")
-        if self.kind == "pair" and "score" in self.model_fields_set:
+        if self.kind != "demonstration" and "score" in self.model_fields_set:
             raise ValueError("score says what is learned of demonstrations: give kind demonstration too")
+        if self.kind != "pair" and "pairs_of_ranks" in self.model_fields_set:
+            raise ValueError("pairs_of_ranks says which pairs a ranking comes to: give kind pair too")
         return self
 
 
@@ -42,24 +47,31 @@ def rows_of(settings: CheckSettings) -> list[str]:
         DataError: a source or a row cannot be used, as `prefopt.data.dataset.load`.
     """
     from prefopt.data import sources
+    from prefopt.data.counts import Counts, shape_lines
     from prefopt.data.reading import readings
-    from prefopt.data.rows import Dropped, Faults, stop_at_bad_rows
+    from prefopt.data.rows import NOT_FAULTS, Dropped, Faults, stop_at_bad_rows
     from prefopt.data.summary import source_lines
 
     found = sources.find(settings.data)
     read = readings([sources.read(place) for place in found.places], settings, settings.kind)
-    bad = Faults()
+    bad, passed, counts, num_examples = Faults(), Faults(), Counts(), 0
     for entry in (entry for reading in read for entry in reading):
         if isinstance(entry, Dropped):
-            bad.add(entry)
+            (passed if entry.reason in NOT_FAULTS else bad).add(entry)
+        else:
+            num_examples += 1
+            counts.add(entry.example.answers)
     num_rows = sum(reading.num_rows for reading in read)
     if settings.on_bad_row == "stop":
         stop_at_bad_rows(bad.first, bad.counts, num_rows)
     lines = [line for reading in read for line in source_lines(reading.summary())]
+    lines += [f"{place.name}: each example {place.given.times:g} times in an epoch" for place in found.places if place.given.times != 1]
     lines += [f"ignored: {name}" for name in found.ignored]
-    lines.append(f"{num_rows:,} rows -> {num_rows - bad.num:,} examples")
-    if bad.num:
-        lines.append(f"dropped {bad.num:,}: {', '.join(f'{reason} {n:,}' for reason, n in bad.counts.items())}")
+    lines.append(f"{num_rows:,} rows -> {num_examples:,} examples")
+    lines += shape_lines(**counts.to_dict())
+    left_out = bad + passed
+    if left_out.num:
+        lines.append(f"dropped {left_out.num:,}: {', '.join(f'{reason} {n:,}' for reason, n in left_out.counts.items())}")
     return lines
 
 
@@ -74,7 +86,8 @@ def trees_of(settings: CheckSettings, model: str) -> list[str]:
     from prefopt.models.settings import ModelSettings
 
     dataset = load(settings.data, settings, load_tokenizer(ModelSettings(model=model)), kind=settings.kind)
-    return [*dataset.summary.lines(), "the first example:", dataset.first_example]
+    weights = [f"{name}: each example {times:g} times in an epoch" for name, times in dataset.times.items()]
+    return [*dataset.summary.lines(), *weights, "the first example:", dataset.first_example]
 
 
 app = settings_app("data", CheckSettings, run, usage="data FILE... [FLAGS]", positional="data", without=("eval_data", "eval_fraction"))

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import blake2b
 from itertools import chain
@@ -19,9 +19,10 @@ import numpy as np
 
 from prefopt.data import cache, sources
 from prefopt.data.examples import Example
-from prefopt.data.formats import Kind
+from prefopt.data.files import Source
 from prefopt.data.growing import ChatFound, Growing, chats_expected, score_of
-from prefopt.data.reading import Read, readings
+from prefopt.data.kinds import Kind
+from prefopt.data.reading import Read, pairs_of, readings
 from prefopt.data.rows import LENGTH_REASONS, Dropped, Faults, stop_at_bad_rows
 from prefopt.data.settings import DataSettings
 from prefopt.data.show import show_tree
@@ -48,6 +49,8 @@ class Dataset:
         fingerprint: of what the trees hold, wherever their rows stood.
         chat_template: the template that rendered the chats, to be saved with the model; None where there was no chat.
         end_of_turn: the token that closes the answers, for whoever generates.
+        times: how often an epoch takes each example of a source, on average, by its name; sources of which it takes all once are not
+            in it.
     """
 
     trees: Sequence[PromptTree]
@@ -57,6 +60,11 @@ class Dataset:
     fingerprint: str
     chat_template: str | None = None
     end_of_turn: str = ""
+    times: Mapping[str, float] = field(default_factory=dict)
+
+    def times_of(self, trees: Sequence[PromptTree]) -> list[float]:
+        """How often an epoch takes each of these trees."""
+        return [self.times.get(source_of(tree), 1.0) for tree in trees] if self.times else [1.0] * len(trees)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def load(given: Sequence[str], settings: DataSettings, tokenizer: "PreTrainedTok
         given: files, folders, `-`, saved datasets or hub names.
         settings: how to read them; its own `data` and `eval_data` are not looked at.
         tokenizer: of the model that will read the trees.
-        kind: pairs, or demonstrations.
+        kind: what the method reads.
 
     Raises:
         DataError: a source that cannot be read, a format that is not recognised, bad rows where `on_bad_row` is
@@ -102,7 +110,13 @@ def load(given: Sequence[str], settings: DataSettings, tokenizer: "PreTrainedTok
         about["fingerprint"],
         about["chat_template"],
         about["end_of_turn"],
+        {source.name: source.times for source in opened if source.times != 1},
     )
+
+
+def source_of(tree: PromptTree) -> str:
+    """The name of the source of a tree: it stands before the last colon of its place."""
+    return tree.row_id.rpartition(":")[0]
 
 
 def split(trees: Sequence[PromptTree], fraction: float, seed: int) -> tuple[Sequence[PromptTree], Sequence[PromptTree]]:
@@ -149,14 +163,16 @@ def leak_key(tree: PromptTree) -> str:
     return "|".join([tree.prompt_ids.tobytes().hex(), *(completion.ids.tobytes().hex() for completion in tree.completions)])
 
 
-def key_parts(opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> dict[str, Any]:
+def key_parts(opened: Sequence[Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> dict[str, Any]:
     """Everything that decides the trees."""
     template = template_key(tokenizer, settings.chat_template)
     deciding = ("data_format", "columns", "on_bad_row", "template_args", "text_as", "max_length", "too_long")
     return {
         "kind": kind,
-        "sources": [(source.name, source.digest) for source in opened],
-        "settings": {name: getattr(settings, name) for name in deciding} | {"score": score_of(settings)},
+        "sources": [(source.name, source.digest, source.data_format) for source in opened],
+        "settings": {name: getattr(settings, name) for name in deciding},
+        "score": score_of(settings, kind),
+        "pairs_of_ranks": pairs_of(settings),
         "template": template,
         # Some templates write the date.
         "today": date.today().isoformat() if "strftime_now" in template else "",
@@ -165,7 +181,7 @@ def key_parts(opened: Sequence[sources.Source], settings: DataSettings, tokenize
 
 
 def make(
-    opened: Sequence[sources.Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind, folder: Path, name: str
+    opened: Sequence[Source], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", kind: Kind, folder: Path, name: str
 ) -> Stored:
     """The trees and their account, from the rows on, kept in a file of that name.
 
@@ -176,7 +192,7 @@ def make(
     chats = chats_expected(found, settings, tokenizer)
     while True:
         with closing(TreeWriter(folder, name)) as writer:
-            growing = Growing(found, settings, tokenizer, writer, chats=chats)
+            growing = Growing(found, settings, tokenizer, writer, chats=chats, score=score_of(settings, kind))
             try:
                 growing.run()
             except ChatFound:  # further down than anybody looked
@@ -207,7 +223,7 @@ def finish(growing: Growing, writer: TreeWriter, settings: DataSettings) -> Stor
     return writer.finish(about, chain(growing.unread.lines(), growing.unfit.lines()))
 
 
-def check(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) -> Checked:
+def check(opened: Sequence[Source], settings: DataSettings, kind: Kind) -> Checked:
     """The sources' rows as examples, all held at once.
 
     Raises:

@@ -5,10 +5,10 @@ template) or raw text (used as it is). It can carry what any method reads beside
 a rank, a reward, so that a further format needs no further type.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data.rows import RowFault, Unreadable, clip
@@ -20,24 +20,53 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
 """Roles as rows name them, and as chat templates do."""
 
-TURN_KEYS = frozenset({"role", "from", "content", "value", "tool_calls"})
-"""What is looked at in a turn; a turn with tool_calls is refused."""
+MARKS = ("weight", "loss_weight", "train")
+"""What says of a turn whether it is learned."""
+
+OF_TOOLS = ("tool_call_id", "name")
+"""What a template may read of a turn beside its words and calls."""
+
+TURN_KEYS = frozenset({"role", "from", "content", "value", "tool_calls", *OF_TOOLS, *MARKS})
+"""What is looked at in a turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Attributes:
+        role: as chat templates name it.
+        content: what was said.
+        more: what a template reads beside it, as the text of a JSON object: calls of tools, and whose result this is.
+        learned: whether the row says that this turn is to be learned, or not; None: it says nothing. Turns that differ in this
+            alone are the same.
+    """
 
     role: str
     content: str
+    more: str = ""
+    learned: bool | None = field(default=None, compare=False)
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The form that chat templates read."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the turn calls tools."""
+        return '"tool_calls"' in self.more and "tool_calls" in json.loads(self.more)
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it has neither words nor calls."""
+        return not self.content.strip() and not self.calls_tools
 
 
 Conversation = tuple[Message, ...]
@@ -68,12 +97,14 @@ class Example:
         answers: at least one; for pairs the chosen first, then the rejected.
         weight: how much the example counts.
         location: where its row stands.
+        tools: what the chat template is told of tools, as the text of a JSON list; empty: nothing.
     """
 
     prompt: str | Conversation
     answers: tuple[Answer, ...]
     weight: float = 1.0
     location: str = ""
+    tools: str = ""
 
     @property
     def is_chat(self) -> bool:
@@ -116,18 +147,11 @@ class Fields:
             RowFault: not a number, not finite, or out of bounds.
         """
         value = self.columns.get(name)
-        if value is None or value == "":
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise RowFault("bad_number", f"`{name}` is {kind_of(value)}, and must be a number")
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            raise RowFault("bad_number", f"`{name}` is {clip(value)}, and must be a number") from None
-        if not math.isfinite(number) or not minimum <= number <= maximum:
-            bounds = "finite" if (minimum, maximum) == (-math.inf, math.inf) else f"finite, from {minimum:g} to {maximum:g}"
-            raise RowFault("bad_number", f"`{name}` is {clip(value)}, and must be {bounds}")
-        return number
+        return None if value is None or value == "" else finite(value, name, minimum=minimum, maximum=maximum)
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first of these columns that is there and not null."""
+        return next((name for name in names if self.has(name)), None)
 
     def conversation(self, name: str) -> Conversation:
         """The column as messages: a list of turns, one turn, or, as it stands in ShareGPT, from/value turns.
@@ -136,6 +160,24 @@ class Fields:
             RowFault: missing, or not messages.
         """
         return conversation_of(self.value(name), name)
+
+
+def finite(value: Any, name: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+    """The value as a finite number within bounds; tables hold numbers as text.
+
+    Raises:
+        RowFault: not a number, not finite, or out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise RowFault("bad_number", f"`{name}` is {kind_of(value)}, and must be a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise RowFault("bad_number", f"`{name}` is {clip(value)}, and must be a number") from None
+    if not math.isfinite(number) or not minimum <= number <= maximum:
+        bounds = "finite" if (minimum, maximum) == (-math.inf, math.inf) else f"finite, from {minimum:g} to {maximum:g}"
+        raise RowFault("bad_number", f"`{name}` is {clip(value)}, and must be {bounds}")
+    return number
 
 
 def kind_of(value: object) -> str:
@@ -202,11 +244,103 @@ def message_of(value: object, name: str) -> Message:
         raise RowFault("missing_field", f"`{name}` has a turn without `role` (or `from`): {clip(value)}")
     if not isinstance(role, str) or role not in ROLES:
         raise RowFault("unknown_role", f"`{name}` has the role {clip(role)}; known are {', '.join(ROLES)}")
-    if value.get("tool_calls"):
-        raise RowFault("needs_text_only", f"`{name}` has a turn with tool_calls; only text is read")
-    if "content" not in value and "value" not in value:
+    calls = calls_of(value, role, name)
+    more = ({"tool_calls": calls} if calls else {}) | {key: value[key] for key in OF_TOOLS if isinstance(value.get(key), str)}
+    content = value.get("content", value.get("value"))
+    if calls and (content is None or role == "function_call"):
+        content = ""
+    elif "content" not in value and "value" not in value:
         raise RowFault("missing_field", f"`{name}` has a turn without `content` (or `value`): {clip(value)}")
-    return Message(ROLES[role], content_of(value.get("content", value.get("value")), f"{name}.content"))
+    learned = learned_of(value, name) if ROLES[role] == "assistant" else None
+    return Message(ROLES[role], content_of(content, f"{name}.content"), as_text(more, name) if more else "", learned)
+
+
+def calls_of(turn: Mapping[str, Any], role: str, name: str) -> list[Any]:
+    """The calls of tools in a turn, their arguments as objects, which is what most templates write out; none where there are none.
+
+    Raises:
+        RowFault: they are not calls.
+    """
+    given = turn.get("tool_calls")
+    if role == "function_call":
+        given = from_json(turn.get("content", turn.get("value")), name)
+        given = given if isinstance(given, list) else [given]
+    if not given:
+        return []
+    if not isinstance(given, list) or not all(isinstance(call, dict) for call in given):
+        raise RowFault("wrong_type", f"`{name}` has a turn whose tool_calls are {clip(given)}, and must be a list of objects")
+    return [call_of(call, name) for call in given]
+
+
+def call_of(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One call as templates read it: a function with a name and arguments.
+
+    Raises:
+        RowFault: it names no function.
+    """
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowFault("wrong_type", f"`{name}` has a call of no tool: {clip(call)}; a call is an object with a name and arguments")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
+        arguments = from_json(arguments, name)
+    own = {"name": function["name"], "arguments": {} if arguments is None else arguments}
+    given_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {**given_id, "type": "function", "function": own}
+
+
+def learned_of(turn: Mapping[str, Any], name: str) -> bool | None:
+    """Whether the row says that a turn is learned.
+
+    Raises:
+        RowFault: it says something else than yes or no.
+    """
+    for key in MARKS:
+        value = turn.get(key)
+        if value is not None:
+            if value not in (0, 1):
+                raise RowFault("bad_number", f"`{name}` has a turn whose `{key}` is {clip(value)}, and must be 0 or 1")
+            return bool(value)
+    return None
+
+
+def tools_of(row: Fields) -> str:
+    """What the row tells of tools, as JSON; empty where it tells nothing.
+
+    Raises:
+        RowFault: its `tools` are no list of objects.
+    """
+    if not row.has("tools"):
+        return ""
+    value = row.value("tools")
+    value = from_json(value, "tools") if isinstance(value, str) and value.strip() else value or []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise RowFault("wrong_type", f"`tools` is {clip(value)}, and must be a list of objects that describe tools")
+    return as_text(value, "tools") if value else ""
+
+
+def from_json(value: object, name: str) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        RowFault: it is no such text.
+    """
+    try:
+        return json.loads(text_of(value, name))
+    except (ValueError, RecursionError):
+        raise RowFault("wrong_type", f"`{name}` holds {clip(value)}, and must hold JSON there") from None
+
+
+def as_text(value: Any, name: str) -> str:
+    """The value as JSON.
+
+    Raises:
+        RowFault: JSON has no word for something in it, it is nested too deeply, or holds a lone surrogate.
+    """
+    try:
+        return text_of(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
+    except (TypeError, ValueError, RecursionError):
+        raise RowFault("wrong_type", f"`{name}` holds something that JSON cannot say: {clip(value)}") from None
 
 
 def conversation_of(value: object, name: str) -> Conversation:
@@ -235,47 +369,5 @@ def check_answer(answer: str | Conversation, name: str) -> None:
         last = f"ends with a turn of the {answer[-1].role}" if answer else "holds no answer"
         raise RowFault("no_answer", f"`{name}` {last}, and must end with the assistant's")
     for message in answer:
-        if message.role == "assistant" and not message.content.strip():
+        if message.role == "assistant" and message.says_nothing and message.learned is not False:
             raise RowFault("blank_answer", f"`{name}` has a blank answer")
-
-
-def every_turn(example: Example) -> Example:
-    """The demonstration with all of the assistant's turns in its answer, not the last one only.
-
-    The prompt becomes everything before the first answer; text examples stay as they are.
-
-    Raises:
-        RowFault: one of the turns to be learned is blank.
-    """
-    answer = example.answers[0]
-    if isinstance(example.prompt, str) or isinstance(answer.content, str):
-        return example
-    turns = example.prompt + answer.content
-    # A greeting that opens the chat cannot be learned: no prompt comes before it.
-    first = next(index for index, message in enumerate(turns) if message.role == "assistant" and index > 0)
-    if any(message.role == "assistant" and not message.content.strip() for message in turns[first:]):
-        raise RowFault("blank_answer", "one of the assistant's turns is blank, and every turn is learned")
-    return replace(example, prompt=turns[:first], answers=(replace(answer, content=turns[first:]),))
-
-
-def opening_of(example: Example) -> str:
-    """A digest of what the example opens with: the user's first message, the text of the prompt, or the text itself.
-
-    It is read from the text before anything is shaped or cut, so that a row read as a pair, as a demonstration of its
-    last answer or of all its answers opens with the same: the whole prompts of those three differ.
-    """
-    answer = example.answers[0].content
-    if isinstance(example.prompt, str):
-        text = example.prompt if example.prompt.strip() else str(answer)
-    else:
-        turns = example.prompt if isinstance(answer, str) else example.prompt + answer
-        text = next((message for message in turns if message.role == "user"), turns[0]).content
-    return blake2b(text.strip().encode(), digest_size=8).hexdigest()
-
-
-def as_chat(example: Example) -> Example:
-    """The raw-text example as a chat of one question and one answer; text without a prompt stays as it is."""
-    if not isinstance(example.prompt, str) or not example.prompt.strip():
-        return example
-    answers = tuple(replace(answer, content=(Message("assistant", str(answer.content)),)) for answer in example.answers)
-    return replace(example, prompt=(Message("user", example.prompt),), answers=answers)

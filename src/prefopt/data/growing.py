@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from prefopt.data.counts import Counts
 from prefopt.data.examples import Example
+from prefopt.data.kinds import Kind
 from prefopt.data.reading import Read, Reading
 from prefopt.data.recognise import LOOKED_AT
-from prefopt.data.rows import LENGTH_REASONS, Dropped, Faults, RowFault
+from prefopt.data.rows import NOT_FAULTS, Dropped, Faults, RowFault
 from prefopt.data.settings import ConversationSettings, DataSettings
+from prefopt.data.show import is_pair
 from prefopt.data.summary import DataSummary
 from prefopt.data.template import chat_of
 from prefopt.data.tokenize import Grower, Grown, TreeOptions
@@ -40,25 +43,33 @@ class Growing:
         tokenizer: cuts texts.
         writer: takes the trees.
         chats: whether there are chats, which need a template.
+        score: which turns count.
 
     Raises:
         DataError: the template cannot be used, or the tokenizer has no token that could end an answer.
     """
 
     def __init__(
-        self, readings: Sequence[Reading], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", writer: TreeWriter, *, chats: bool
+        self,
+        readings: Sequence[Reading],
+        settings: DataSettings,
+        tokenizer: "PreTrainedTokenizerBase",
+        writer: TreeWriter,
+        *,
+        chats: bool,
+        score: Literal["completion", "assistant"] = "completion",
     ) -> None:
         self.readings = readings
         self.settings = settings
         self.tokenizer = tokenizer
         self.writer = writer
         self.chat = chat_of(tokenizer, settings.chat_template, settings.template_args) if chats else None
-        options = TreeOptions(score_of(settings), settings.text_as, settings.max_length, settings.too_long)
+        options = TreeOptions(score, settings.text_as, settings.max_length, settings.too_long)
         self.grower = Grower(tokenizer, self.chat, options)
         self.unread = Faults()
         """Rows that are no examples."""
         self.unfit = Faults()
-        """Examples that give no tree."""
+        """Examples that give no tree, and what is none in the kind of data that was asked for."""
         self.wrong = Faults()
         """Those of them that are at fault themselves, not too long."""
         self._waiting: deque[list[Read]] = deque()
@@ -66,6 +77,7 @@ class Growing:
         self._has_raw = False
         self._num_glued = self._num_cut = self._num_merges = self._num_rewritten = 0
         self._pairs = [0, 0, 0]
+        self._shapes = Counts()
 
     @property
     def num_rows(self) -> int:
@@ -88,6 +100,7 @@ class Growing:
         own = DataSummary(
             sources=tuple(reading.summary() for reading in self.readings),
             num_rows=self.num_rows,
+            num_more=sum(reading.num_more for reading in self.readings),
             dropped=(self.unread + self.unfit).counts,
             num_cut=self._num_cut,
             num_merges=self._num_merges,
@@ -96,6 +109,7 @@ class Growing:
             num_glued=self._num_glued,
             template=chat.origin if chat is not None else "",
             notes=tuple(self._notes()),
+            **self._shapes.to_dict(),
         )
         return own.with_sizes(self.writer.sizes, *self._pairs)
 
@@ -103,7 +117,7 @@ class Growing:
         batch: list[Read] = []
         for entry in (entry for reading in self.readings for entry in reading):
             if isinstance(entry, Dropped):
-                self.unread.add(entry)
+                (self.unfit if entry.reason in NOT_FAULTS else self.unread).add(entry)
                 continue
             if self.settings.on_bad_row == "stop" and self.unread.num:
                 continue  # the rest is read for the list of bad rows, and nothing will come of it
@@ -118,7 +132,7 @@ class Growing:
             yield [read.example for read in batch]
 
     def _note(self, example: Example) -> None:
-        self._contents.append(hash((example.prompt, example.answers)))
+        self._contents.append(hash((example.prompt, example.answers, example.tools)))
         if example.is_chat:
             if self.chat is None:
                 raise ChatFound
@@ -136,15 +150,16 @@ class Growing:
             if isinstance(tree, RowFault):
                 dropped = Dropped(read.example.location, tree.reason, tree.detail, read.columns)
                 self.unfit.add(dropped)
-                if tree.reason not in LENGTH_REASONS:
+                if tree.reason not in NOT_FAULTS:
                     self.wrong.add(dropped)
                 continue
             trees.append(tree)
+            self._shapes.add(tree.completions)
             self._count_pair(tree)
         self.writer.add(trees)
 
     def _count_pair(self, tree: PromptTree) -> None:
-        if len(tree.completions) == 2:
+        if is_pair(tree):
             chosen, rejected = tree.completions
             self._pairs[0] += 1
             self._pairs[1] += len(chosen.ids)
@@ -163,9 +178,9 @@ class Growing:
             )
 
 
-def score_of(settings: DataSettings) -> Literal["completion", "assistant"]:
-    """Which turns count: the last answer, unless the settings say otherwise."""
-    return settings.score if isinstance(settings, ConversationSettings) else "completion"
+def score_of(settings: DataSettings, kind: Kind) -> Literal["completion", "assistant"]:
+    """Which turns count: the last answer, unless the settings of demonstrations say otherwise."""
+    return settings.score if isinstance(settings, ConversationSettings) and kind == "demonstration" else "completion"
 
 
 def chats_expected(readings: Sequence[Reading], settings: DataSettings, tokenizer: "PreTrainedTokenizerBase") -> bool:

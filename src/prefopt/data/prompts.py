@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data import readers, sources
-from prefopt.data.examples import Conversation, Fields, Message
-from prefopt.data.formats import FORMATS, instruction_prompt, is_text, is_turns, with_system
+from prefopt.data.columns import instruction_prompt, is_text, is_turns, with_system
+from prefopt.data.examples import Conversation, Example, Fields, Message, tools_of
+from prefopt.data.formats import FORMATS
+from prefopt.data.paths import at_home, near_paths, why
 from prefopt.data.recognise import OTHER_NAMES, check_columns, check_mapping, columns_of, first_fit, mapping_for, rename
 from prefopt.data.rows import Dropped, Row, RowFault, clip, listed
 from prefopt.data.template import Chat, Rendered, chat_of
 from prefopt.data.tokenize import Grower, TreeOptions, opening
+from prefopt.data.unpack import PACKED, unpacked_bytes
 from prefopt.errors import ConfigError, DataError
 from prefopt.trees import TokenIds, token_ids
 
@@ -164,8 +167,8 @@ def read_prompts(given: str, columns: Mapping[str, str]) -> tuple[list[Prompt], 
         if not content.lstrip().startswith(b"{"):
             return text_prompts(content, "stdin")
         read = [("stdin", list(readers.json_lines(io.BytesIO(content), "stdin")))]
-    elif given.lower().endswith((".txt", ".txt.gz")):
-        return text_prompts(file_content(sources.at_home(given)), Path(given).name)
+    elif given.lower().endswith((".txt", *(f".txt{ending}" for ending in PACKED))):
+        return text_prompts(file_content(at_home(given)), Path(given).name)
     else:
         opened = [sources.read(place) for place in sources.find([given]).places]
         read = [(source.name, source.rows()) for source in opened]
@@ -209,11 +212,10 @@ def file_content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{clip(str(path))} does not exist{sources.near_paths(path)}.") from None
+        raise DataError(f"{clip(str(path))} does not exist{near_paths(path)}.") from None
     except (OSError, ValueError) as error:  # a ValueError: a NUL character in the name
-        raise DataError(f"{clip(str(path))} cannot be read: {sources.why(error)}.") from None
-    content = readers.gunzip(content, str(path)) if path.name.lower().endswith(".gz") else content
-    return readers.without_mark(content, path.name)
+        raise DataError(f"{clip(str(path))} cannot be read: {why(error)}.") from None
+    return readers.without_mark(unpacked_bytes(content, str(path)), path.name)
 
 
 def text_prompts(content: bytes, name: str) -> tuple[list[Prompt], list[Dropped]]:
@@ -241,6 +243,8 @@ def prompt_of(row: Row) -> Prompt | Dropped:
     """The prompt that a row holds, beside whatever else stands in it."""
     fields = Fields(row.value)
     try:
+        if tools_of(fields):
+            raise RowFault("template_refused", "the row brings tools, and answers to prompts with tools are not generated")
         return Prompt(training_prompt(fields) or lone_prompt(fields), row.location)
     except RowFault as fault:
         return Dropped(row.location, fault.reason, fault.detail, row.value)
@@ -253,7 +257,10 @@ def training_prompt(row: Fields) -> Content | None:
         return None
     for kind in dict.fromkeys((entry.kind, "demonstration")):
         try:
-            return entry.read(row, kind).prompt or None
+            found = entry.read(row, kind)
+            first = found if isinstance(found, Example) else found[0]
+            if isinstance(first, Example):
+                return first.prompt or None
         except RowFault:
             continue  # its answers may be at fault, and they are not asked for
     return None

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from prefopt.data import sources
+from prefopt.data.columns import is_turn
 from prefopt.data.examples import TURN_KEYS, Example, Fields
-from prefopt.data.formats import Kind
+from prefopt.data.files import Source
+from prefopt.data.kinds import SAYS, Kind, PairsOfRanks
 from prefopt.data.recognise import LOOKED_AT, Recognised, check_columns, check_mapping, columns_of, mapping_for, recognise, rename
 from prefopt.data.rows import Dropped, Row, RowFault, clip
-from prefopt.data.settings import DataSettings
+from prefopt.data.settings import DataSettings, PairSettings
 from prefopt.data.summary import SourceSummary
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A row that is an example.
+    """An example of a row.
 
     Attributes:
         example: the example.
@@ -35,22 +36,25 @@ class Reading:
     """One source whose format is known.
 
     Attributes:
-        source, recognised, mapping, kind: what is read, and how.
+        source, recognised, mapping, kind, pairs_of_ranks: what is read, and how.
         num_rows: read so far, bad ones included.
+        num_more: further examples, and parts left out, of rows that gave one already.
         columns: seen so far, in the order of their first use.
         unread_in_turns: what turns hold beside role and content.
     """
 
-    source: sources.Source
+    source: Source
     recognised: Recognised
     mapping: Mapping[str, str]
     kind: Kind
+    pairs_of_ranks: PairsOfRanks = "all"
     num_rows: int = 0
+    num_more: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     unread_in_turns: dict[str, None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Read | Dropped]:
-        """Its rows, good or bad, in order.
+        """What its rows are, good or bad, in order.
 
         Raises:
             DataError: it is damaged.
@@ -64,35 +68,40 @@ class Reading:
             row = Row(found.location, rename(found.value, self.mapping))
             self.columns.update(dict.fromkeys(row.value))
             note_unread(row.value, read, self.unread_in_turns)
-            yield self._example(row)
+            examples = self._examples(row)
+            self.num_more += len(examples) - 1
+            yield from examples
 
     def again(self) -> "Reading":
         """The same from the first row on, with nothing gathered."""
-        return Reading(self.source, self.recognised, self.mapping, self.kind)
+        return Reading(self.source, self.recognised, self.mapping, self.kind, self.pairs_of_ranks)
 
     def summary(self) -> SourceSummary:
         """What there is to say about it when all was read."""
         entry = self.recognised.format
         read = self._columns_read()
         unread = [column for column in self.columns if column not in read] + sorted(self.unread_in_turns)
-        says = f"{entry.says}, read as demonstrations of the chosen answer" if self._as_demonstration else entry.says
+        changed = SAYS.get((entry.kind, self.kind))
+        says = f"{entry.says}, {changed}" if changed else entry.says
         return SourceSummary(self.source.name, entry.name, says, self.recognised.because, self.num_rows, tuple(map(clip, unread)))
 
-    @property
-    def _as_demonstration(self) -> bool:
-        return self.kind == "demonstration" and self.recognised.format.kind == "pair"
-
     def _columns_read(self) -> set[str]:
-        return {*self.recognised.format.fields} - ({"rejected"} if self._as_demonstration else set())
+        return {*self.recognised.format.fields} - ({"rejected"} if self.kind == "demonstration" else set())
 
-    def _example(self, row: Row) -> Read | Dropped:
+    def _examples(self, row: Row) -> list[Read | Dropped]:
         try:
-            return Read(replace(self.recognised.format.read(Fields(row.value), self.kind), location=row.location), row.value)
+            found = self.recognised.format.examples(Fields(row.value), self.kind, self.pairs_of_ranks)
         except RowFault as fault:
-            return Dropped(row.location, fault.reason, fault.detail, row.value)
+            return [Dropped(row.location, fault.reason, fault.detail, row.value)]
+        return [
+            Dropped(location, entry.reason, entry.detail, row.value)
+            if isinstance(entry, RowFault)
+            else Read(replace(entry, location=location), row.value)
+            for location, entry in zip(row.parts(len(found)), found, strict=True)
+        ]
 
 
-def readings(opened: Sequence[sources.Source], settings: DataSettings, kind: Kind) -> list[Reading]:
+def readings(opened: Sequence[Source], settings: DataSettings, kind: Kind) -> list[Reading]:
     """The sources, their formats recognised by their first rows.
 
     Raises:
@@ -108,9 +117,15 @@ def readings(opened: Sequence[sources.Source], settings: DataSettings, kind: Kin
     for source, own_rows, columns in zip(opened, first, seen, strict=True):
         mapping = mapping_for(columns, settings.columns)
         rows = [row if isinstance(row, Dropped) else Row(row.location, rename(row.value, mapping)) for row in own_rows]
-        recognised = recognise(source.name, rows, kind, settings.data_format, own_columns=columns_of(own_rows), mapping=mapping)
-        found.append(Reading(source, recognised, mapping, kind))
+        named = source.data_format or settings.data_format
+        recognised = recognise(source.name, rows, kind, named, own_columns=columns_of(own_rows), mapping=mapping)
+        found.append(Reading(source, recognised, mapping, kind, pairs_of(settings)))
     return found
+
+
+def pairs_of(settings: DataSettings) -> PairsOfRanks:
+    """Which pairs a ranking comes to."""
+    return settings.pairs_of_ranks if isinstance(settings, PairSettings) else "all"
 
 
 def note_unread(columns: Mapping[str, Any], read: Set[str], found: dict[str, None]) -> None:
@@ -118,5 +133,5 @@ def note_unread(columns: Mapping[str, Any], read: Set[str], found: dict[str, Non
     for column in read & columns.keys():
         value = columns[column]
         for turn in value if isinstance(value, list) else [value]:
-            if isinstance(turn, dict) and not turn.keys() <= TURN_KEYS:
+            if is_turn(turn) and not turn.keys() <= TURN_KEYS and not turn.keys().isdisjoint(("content", "value")):
                 found |= dict.fromkeys(f"{column}[].{key}" for key, entry in turn.items() if key not in TURN_KEYS and entry is not None)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from prefopt.data.formats import COMMON_FIELDS, FORMATS, Format, Kind
+from prefopt.data.formats import COMMON_FIELDS, FORMATS, Format
+from prefopt.data.kinds import PLURAL, Kind
 from prefopt.data.rows import Dropped, Row, clip
 from prefopt.errors import DataError
 
@@ -26,6 +27,15 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("content", "document", "body", "review"),
 }
 """What other people call our columns: used for suggestions only, never to read."""
+
+
+LOOK_LIKE: Mapping[Kind, str] = {
+    "demonstration": "one answer each, which `prefopt train sft` reads",
+    "pair": "a chosen and a rejected answer each, which most methods read",
+    "thumbs": "single answers, each with a thumb up or down, which `prefopt train kto` reads",
+    "ranked": "several answers of one prompt each, with ranks or scores",
+}
+"""What rows of a kind hold, and who reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +113,7 @@ def columns_of(rows: Iterable[Row | Dropped]) -> list[str]:
 
 def known_fields() -> list[str]:
     """Every field of every format, in the table's order."""
-    names = [name for entry in FORMATS for name in (*entry.needs, *entry.optional)]
-    return list(dict.fromkeys([*names, *COMMON_FIELDS]))
+    return list(dict.fromkeys([*(name for entry in FORMATS for name in entry.fields if name not in COMMON_FIELDS), *COMMON_FIELDS]))
 
 
 def recognise(
@@ -153,7 +162,7 @@ def recognise(
 
 def candidates(kind: Kind) -> tuple[Format, ...]:
     """The formats that can serve, in the table's order: a row that has a chosen answer has it for a reason, so pairs come first."""
-    return tuple(entry for entry in FORMATS if kind == "demonstration" or entry.kind == kind)
+    return tuple(entry for entry in FORMATS if entry.serves(kind))
 
 
 def first_fit(columns: Mapping[str, Any], usable: Iterable[Format]) -> Format | None:
@@ -165,14 +174,15 @@ def named(name: str, kind: Kind, usable: Sequence[Format]) -> Format:
     """The format of that name.
 
     Raises:
-        DataError: there is none, or it holds no pairs where pairs are needed.
+        DataError: there is none, or its rows are not read as that kind.
     """
     for entry in FORMATS:
         if entry.name == name:
             if entry in usable:
                 return entry
             raise DataError(
-                f"data_format {name} holds demonstrations, and this method needs pairs: {', '.join(known.name for known in usable)}."
+                f"data_format {name} holds {PLURAL[entry.kind]}, and what is asked for needs {PLURAL[kind]}: "
+                f"{', '.join(known.name for known in usable)}."
             )
     names = [entry.name for entry in usable]
     close = get_close_matches(name, names, n=1)
@@ -190,7 +200,7 @@ def not_recognised(
 ) -> str:
     """The message when nothing fits: columns seen, near misses, formats known."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    wanted = "pairs" if kind == "pair" else "demonstrations"
+    wanted = PLURAL[kind]
     lines = [f"{name}: the format is not recognised: no known format for {wanted} fits more than half of the first {len(rows)} rows."]
     lines.append(f"  columns seen: {', '.join(map(clip, (columns if own_columns is None else own_columns)[:40])) or 'none'}")
     lines += [f"  near: {miss}" for miss in near_misses(rows, columns, usable)]
@@ -199,11 +209,8 @@ def not_recognised(
         mapping = {**given, **{field: given.get(column, column) for field, column in mapping.items()}}
         pairs = ", ".join(f"{field}: {column}" for field, column in mapping.items())
         lines.append(f"  perhaps: columns: {{{pairs}}}")
-    if kind == "pair" and any(entry.kind == "demonstration" and all(need in columns for need in entry.needs) for entry in FORMATS):
-        lines.append(
-            "  these look like demonstrations, one answer each: `prefopt train sft` reads them; "
-            "a preference method needs a chosen and a rejected answer."
-        )
+    if (other := next((entry for entry in FORMATS if sum(map(entry.fits, rows)) * 2 > len(rows)), None)) is not None:
+        lines.append(f"  these look like {PLURAL[other.kind]}: {LOOK_LIKE[other.kind]}; what is asked for are {LOOK_LIKE[kind]}.")
     known = [f"{entry.name} ({', '.join(entry.needs)})" for entry in usable]
     lines.append(f"  formats known: {'; '.join(known)}")
     lines.append("Rename columns with `columns: {field: column}`, or name a format with data_format.")
@@ -214,9 +221,9 @@ def near_misses(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usabl
     """Formats that almost fit, and what keeps them from it."""
     misses = []
     for entry in usable:
-        missing = [need for need in entry.needs if need not in columns]
+        missing = [need for need in entry.needs if not entry.has(need, dict.fromkeys(columns))]
         if len(missing) == 0:
-            wrong = {need: sum(need not in row or not test(row[need]) for row in rows) for need, test in entry.needs.items()}
+            wrong = {need: sum(not entry.has(need, row, test) for row in rows) for need, test in entry.needs.items()}
             worst = max(wrong, key=lambda need: wrong[need])
             misses.append(
                 f"{entry.name}: the columns are there, but `{worst}` is missing or of another type in {wrong[worst]} of {len(rows)} rows"
@@ -231,7 +238,8 @@ def suggested_mapping(rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
     for entry in usable:
         mapping: dict[str, str] = {}
         for need in entry.needs:
-            other = next((column for column in columns if need not in columns and column.lower() in OTHER_NAMES.get(need, ())), None)
+            is_there = entry.has(need, dict.fromkeys(columns))
+            other = next((column for column in columns if not is_there and column.lower() in OTHER_NAMES.get(need, ())), None)
             if other is not None and other not in mapping.values():
                 mapping[need] = other
         if mapping and sum(entry.fits(rename(row, mapping)) for row in rows) * 2 > len(rows):

@@ -26,21 +26,30 @@ Reason = Literal[
     "no_prompt",
     "no_answer",
     "blank_answer",
+    "nothing_to_learn",
     "same_answers",
     "prompts_differ",
     "bad_number",
+    "unknown_verdict",
     "control_token",
     "template_refused",
     "too_long",
     "answer_too_long",
     "last_turn_too_long",
+    "tie",
+    "thumbs_down",
+    "no_label",
+    "no_ranking",
 ]
 """Why a row is left out."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 LENGTH_REASONS: frozenset[Reason] = frozenset({"too_long", "answer_too_long", "last_turn_too_long"})
-"""Reasons that are no fault of the row: it does not fit in `max_length`. They never stop a run."""
+"""Reasons that are no fault of the row: it does not fit in `max_length`."""
+
+NOT_FAULTS: frozenset[Reason] = LENGTH_REASONS | {"tie", "thumbs_down", "no_label", "no_ranking"}
+"""Those, and what is right in itself but says nothing in the kind of data that was asked for. They never stop a run."""
 
 SHOWN = 20
 """How many bad rows an error lists."""
@@ -91,6 +100,10 @@ class Row:
 
     location: str
     value: Mapping[str, Any]
+
+    def parts(self, number: int) -> list[str]:
+        """The places of its parts: its own where it has but one."""
+        return [self.location] if number == 1 else [f"{self.location}#{part}" for part in range(1, number + 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, shown
+from prefopt.data.given import as_text
+from prefopt.data.kinds import PairsOfRanks
 
 NOT_OF_TEMPLATES = (
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "tokenizer_kwargs"),
@@ -23,7 +25,10 @@ class DataSettings(Settings):
     """Where the examples are and how their text becomes tokens."""
 
     data: list[str] = Setting(
-        REQUIRED, min_length=1, help="Files, folders, `-` for standard input, a folder written by `datasets`, or a hub name."
+        REQUIRED,
+        min_length=1,
+        help="Files, folders, `-` for standard input, a folder written by `datasets`, or a hub name. Behind a colon a weight may stand: of "
+        "`b.jsonl:0.3` each epoch takes three in ten examples.",
     )
     eval_data: list[str] = Setting([], help="Held-out examples, from the same kinds of sources.")
     eval_fraction: float = Setting(
@@ -52,6 +57,13 @@ class DataSettings(Settings):
         None, help="Folder of the token and reference caches; the default is ~/.cache/prefopt or $PREFOPT_CACHE."
     )
 
+    @field_validator("data", "eval_data", mode="before")
+    @classmethod
+    def _sources_as_text(cls, given: Any) -> Any:
+        """A source given by its parts becomes the text that says the same."""
+        listed = [given] if isinstance(given, dict) else given
+        return [as_text(item) for item in listed] if isinstance(listed, list) else listed
+
     @field_validator("template_args")
     @classmethod
     def _args_reach_the_template(cls, args: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +79,15 @@ class ConversationSettings(Settings):
 
     score: Literal["completion", "assistant"] = Setting(
         "completion", help="What SFT learns of a conversation: the last answer, or every assistant turn."
+    )
+
+
+class PairSettings(Settings):
+    """What runs on pairs add: how rankings come to pairs."""
+
+    pairs_of_ranks: PairsOfRanks = Setting(
+        "all",
+        help="Pairs of a ranking: `all` of different rank, the `best` against each of the others, or both `ends`, the best and the worst.",
     )
 
 

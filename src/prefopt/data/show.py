@@ -22,11 +22,19 @@ def show_tree(tree: PromptTree, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def title(tree: PromptTree, index: int) -> str:
     """What a completion is called."""
-    if len(tree.completions) == 1:
-        return "completion"
-    if len(tree.completions) == 2 and tree.completions[index].rank == index:
+    completion = tree.completions[index]
+    if is_pair(tree):
         return ("chosen", "rejected")[index]
-    return f"completion {index + 1}"
+    name = "completion" if len(tree.completions) == 1 else f"completion {index + 1}"
+    said = [] if completion.label is None else [f"thumb {'up' if completion.label else 'down'}"]
+    said += [] if completion.rank is None else [f"rank {completion.rank}"]
+    said += [] if completion.reward is None else [f"score {completion.reward:g}"]
+    return f"{name} ({', '.join(said)})" if said else name
+
+
+def is_pair(tree: PromptTree) -> bool:
+    """Whether it is a chosen answer and a rejected one."""
+    return [completion.rank for completion in tree.completions] == [0, 1]
 
 
 def show_completion(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from prefopt.data.counts import shape_lines
 from prefopt.data.rows import LENGTH_REASONS
 from prefopt.data.store import Sizes
 
@@ -31,12 +32,13 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class DataSummary:
-    """Everything that happened between the rows and the trees; `num_rows` is `num_trees` plus all that was dropped.
+    """Everything that happened between the rows and the trees: `num_rows` and `num_more` are `num_trees` and all that was dropped.
 
     Attributes:
         sources: each file, stream or dataset.
         ignored: what stood in given folders and was not read.
         num_rows: rows read, bad ones included.
+        num_more: examples, and parts left out, beyond one for each row: a pair read as thumbs is two.
         num_trees: trees made.
         dropped: rows left out, by reason.
         num_cut: prompts cut to fit in max_length.
@@ -53,11 +55,13 @@ class DataSummary:
         seconds: time taken, from files to trees.
         from_cache: whether the trees came from the disk.
         notes: further remarks that the user should read.
+        num_up, num_down, branches, num_ties: as in `prefopt.data.counts.Counts`.
     """
 
     sources: tuple[SourceSummary, ...] = ()
     ignored: tuple[str, ...] = ()
     num_rows: int = 0
+    num_more: int = 0
     num_trees: int = 0
     dropped: Mapping[str, int] | None = None
     num_cut: int = 0
@@ -76,6 +80,10 @@ class DataSummary:
     seconds: float = 0.0
     from_cache: bool = False
     notes: tuple[str, ...] = ()
+    num_up: int = 0
+    num_down: int = 0
+    branches: Mapping[str, int] | None = None
+    num_ties: int = 0
 
     @property
     def num_dropped(self) -> int:
@@ -113,6 +121,7 @@ class DataSummary:
         """For JSON."""
         return asdict(self) | {
             "dropped": dict(self.dropped or {}),
+            "branches": dict(self.branches or {}),
             "num_dropped": self.num_dropped,
             "rows_per_second": round(self.rows_per_second, 1),
         }
@@ -137,6 +146,7 @@ class DataSummary:
             lines.append(f"ignored: {', '.join(self.ignored[:8])}{more}")
         speed = "from the cache" if self.from_cache else f"{self.rows_per_second:,.0f} rows/s"
         lines.append(f"{self.num_rows:,} rows -> {self.num_trees:,} examples in {self.seconds:.1f} s ({speed})")
+        lines += shape_lines(self.num_up, self.num_down, self.branches or {}, self.num_ties)
         if self.num_dropped:
             lines.append(
                 f"dropped {self.num_dropped:,}: {', '.join(f'{reason} {count:,}' for reason, count in (self.dropped or {}).items())}"
@@ -153,6 +163,7 @@ class DataSummary:
         lengths = sum(count for reason, count in (self.dropped or {}).items() if reason in LENGTH_REASONS)
         return [
             (lengths, "of the dropped rows did not fit in max_length"),
+            (self.num_more, "of the examples, or of what was left out, are further ones of rows that hold several"),
             (self.num_cut, "prompts were cut from the left to fit in max_length"),
             (self.num_merges, "answers were tokenised apart from their prompt, because joint tokenisation merges across the boundary"),
             (

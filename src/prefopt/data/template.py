@@ -11,7 +11,7 @@ it stands in the data, closed by the end-of-turn token; such answers are counted
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,14 +100,42 @@ class Chat:
         """
         return render(self.tokenizer, self.text, self.args, turns, generate=generate)
 
-    def example(self, prompt: Conversation, answers: Sequence[Answer]) -> Rendered:
-        """The chat and its answers as text.
+    def with_tools(self, tools: str) -> "Chat":
+        """The same for a chat with these tools.
 
         Raises:
-            RowFault: a turn holds a control token, or the template refuses.
+            RowFault: the template does not write tools, or one of them holds a control token.
         """
+        self.refuse_unwritten("tools")
+        self.refuse_control((Message("tool", "", tools),))
+        return replace(self, args={**self.args, "tools": json.loads(tools)})
+
+    def refuse_unwritten(self, name: str) -> None:
+        """Refuses what the template leaves out.
+
+        Raises:
+            RowFault: the template does not read what is called so.
+        """
+        if not re.search(rf"\b{name}\b", self.text):
+            raise RowFault("template_refused", f"the row brings {name}, and the chat template of the {self.origin} does not write them")
+
+    def example(self, prompt: Conversation, answers: Sequence[Answer], tools: str = "") -> Rendered:
+        """The chat and its answers as text.
+
+        Args:
+            prompt: its turns.
+            answers: the turns of each.
+            tools: that the template is told of, as JSON; empty: none.
+
+        Raises:
+            RowFault: a turn holds a control token, or the template refuses, or would leave out tools or their calls.
+        """
+        if tools:
+            return self.with_tools(tools).example(prompt, answers)
         for turns in (prompt, *(answer.content for answer in answers)):
             self.refuse_control(turns)
+            if any(isinstance(turn, Message) and turn.calls_tools for turn in turns):
+                self.refuse_unwritten("tool_calls")
         head = self.render(prompt, generate=True)
         branches = []
         rewritten = 0
@@ -130,7 +158,7 @@ class Chat:
         for message in turns:
             assert isinstance(message, Message), "a chat is made of messages"
             for token in self.control:
-                if token in message.content:
+                if token in message.content or token in message.more:
                     raise RowFault(
                         "control_token",
                         f"a turn of the {message.role} holds {clip(token)}, which the chat template uses to end or begin turns",
@@ -155,7 +183,7 @@ class Chat:
             end = self.turn_end(whole, done, prompt + turns[: index + 1])
             if end is None:
                 return None
-            pieces.append(Piece(whole[done : end[0]], ends_turn=True))
+            pieces.append(Piece(whole[done : end[0]], scored=message.learned is not False, ends_turn=True))
             done = end[1]
         return tuple(piece for piece in pieces if piece.text or piece.ends_turn)
 
@@ -175,9 +203,9 @@ class Chat:
         """An answer's pieces as they stand in the data, for a template that breaks the prefix.
 
         Raises:
-            RowFault: it has several turns, whose texts in between only the template could write.
+            RowFault: it has several turns, whose texts in between only the template could write, or calls tools.
         """
-        if len(turns) == 1:
+        if len(turns) == 1 and not turns[0].calls_tools:
             return (Piece(turns[0].content, ends_turn=True),)
         raise RowFault(
             "template_refused",

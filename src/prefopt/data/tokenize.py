@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from prefopt.data.encode import Branch, Encoded, Encoder
-from prefopt.data.examples import Answer, Example, Message, as_chat, every_turn, opening_of
+from prefopt.data.examples import Answer, Conversation, Example, Message
+from prefopt.data.learning import as_chat, learned_turns, opening_of
 from prefopt.data.rows import RowFault
 from prefopt.data.template import Chat, Rendered, eos_text, plain
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -96,7 +97,8 @@ class Grower:
         """The example as the settings want it learned."""
         if self.options.text_as == "chat":
             example = as_chat(example)
-        return every_turn(example) if self.options.score == "assistant" and len(example.answers) == 1 else example
+        is_demonstration = len(example.answers) == 1 and example.answers[0].label is None
+        return learned_turns(example, every=self.options.score == "assistant") if is_demonstration else example
 
     def render(self, example: Example) -> Rendered:
         """The example as text.
@@ -105,9 +107,11 @@ class Grower:
             RowFault: the template refuses it.
         """
         if isinstance(example.prompt, str):
+            if example.tools:
+                raise RowFault("template_refused", "the row brings tools, and plain text has no place for them; `--text-as chat` has")
             return plain(example)
         assert self.chat is not None, "a chat needs a template"
-        return self.chat.example(example.prompt, example.answers)
+        return self.chat.example(example.prompt, example.answers, example.tools)
 
     def encode(self, rendered: Sequence[Rendered | RowFault]) -> list[Encoded | RowFault]:
         """Each text's ids; faults stay where they are."""
@@ -212,7 +216,7 @@ def from_turn(example: Example, start: int) -> Example:
     kept = (*turns[: opening(turns)], *turns[start:])
     removed = len(turns) - len(kept)
     assert not isinstance(example.prompt, str), "raw text has no turns"
-    if len(example.answers) > 1:
+    if not demonstrated(example):
         return replace(example, prompt=kept)
     first_answer = next(index for index, message in enumerate(kept) if message.role == "assistant" and index > opening(turns))
     split = max(len(example.prompt) - removed, first_answer)
@@ -220,10 +224,15 @@ def from_turn(example: Example, start: int) -> Example:
 
 
 def chat_turns(example: Example) -> tuple[Message, ...]:
-    """The turns that may be cut: the prompt's, and behind them a single answer's, which ends with the assistant."""
+    """The turns that may be cut: the prompt's, and behind them a demonstration's, which ends with the assistant."""
     assert not isinstance(example.prompt, str), "raw text has no turns"
-    answer = example.answers[0].content
-    return example.prompt if len(example.answers) > 1 or isinstance(answer, str) else example.prompt + answer
+    return example.prompt + answer if (answer := demonstrated(example)) else example.prompt
+
+
+def demonstrated(example: Example) -> Conversation:
+    """The answer's turns where it is a demonstration's; of others none may be cut, since it is judged as a whole."""
+    [first, *others] = example.answers
+    return () if others or first.label is not None or isinstance(first.content, str) else first.content
 
 
 def tree_of(example: Example, ids: Encoded, opened_with: str) -> PromptTree:

@@ -7,13 +7,12 @@ from is a function like any other: gradients flow through the copies back into t
 Shapes: B prompts of P positions, C completions of L, D hidden size.
 """
 
-from inspect import signature
-
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 
 from prefopt.engine.layout import ForkLayout
+from prefopt.engine.states import forked, name_of_cache
 
 
 def forked_hidden(decoder: nn.Module, prompt_ids_BP: Tensor, layout: ForkLayout) -> Tensor:
@@ -29,34 +28,10 @@ def forked_hidden(decoder: nn.Module, prompt_ids_BP: Tensor, layout: ForkLayout)
     cache = DynamicCache(config=config)
 
     def run(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        inputs = {"attention_mask": mask, "position_ids": positions, name_of_cache(decoder): cache}
+        inputs = {"attention_mask": mask, "position_ids": positions, name_of_cache(decoder.forward): cache}
         hidden: Tensor = decoder(input_ids=ids, use_cache=True, **inputs).last_hidden_state
         return hidden.flatten(0, 1)
 
     prompts = run(prompt_ids_BP, layout.prompt_mask_BP, layout.prompt_positions_BP)
-    fork(cache, layout.prompt_of_C)
+    cache.layers[:] = [forked(layer, layout.prompt_of_C) for layer in cache.layers]
     return torch.cat([prompts, run(layout.completion_ids_CL, layout.seen_CK, layout.completion_positions_CL)])
-
-
-def name_of_cache(decoder: nn.Module) -> str:
-    """What the model's forward calls its cache."""
-    return "cache_params" if "cache_params" in signature(decoder.forward).parameters else "past_key_values"
-
-
-def fork(cache: DynamicCache, prompt_of_C: Tensor) -> None:
-    """Makes of every prompt's cache one for each of its completions, in the same cache.
-
-    Args:
-        cache: of B prompts; of C completions afterwards.
-        prompt_of_C: which prompt each completion continues.
-    """
-    cache.reorder_cache(prompt_of_C)  # type: ignore[arg-type]  # any tensor of whole numbers
-    for layer in cache.layers:
-        if hasattr(layer, "update_recurrent_state"):
-            # The library writes the state after a completion into the state before it, which the backward pass reads again.
-            # Nobody goes on from the end of a completion: it is not written at all.
-            layer.update_recurrent_state = _not_kept  # type: ignore[method-assign]  # of this one cache
-
-
-def _not_kept(recurrent_states: Tensor, state_idx: int = 0, **_others: object) -> Tensor:
-    return recurrent_states

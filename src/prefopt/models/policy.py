@@ -24,6 +24,7 @@ from prefopt.engine.fork import forked_hidden
 from prefopt.engine.head import HeadShape, head_logps
 from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.engine.logps import TokenLogps
+from prefopt.engine.states import in_rows
 from prefopt.errors import ModelError
 
 
@@ -183,6 +184,8 @@ def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
 def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
     """Switch the attention implementation; None: leave tree attention for one of the model's own, if it is on.
 
+    With tree attention layers that carry a state take flat rows, and with any other what they always take.
+
     Raises:
         ModelError: the model's attention cannot be replaced.
     """
@@ -196,6 +199,7 @@ def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
             except (ValueError, ImportError):
                 continue
             if model.config._attn_implementation == name:
+                in_rows(model, wanted=name == TREE_ATTENTION)
                 return
     raise ModelError(f"{type(model).__name__} does not take its attention from outside")
 

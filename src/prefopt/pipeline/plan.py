@@ -178,13 +178,14 @@ def _taken(device: torch.device, process: int) -> int:
 def _examples(settings: PlanSettings, base: RunSettings, method: Method, say: Callable[[str], object]) -> tuple[Sequence[PromptTree], int]:
     kind = method.needs.completions
     if settings.data:
-        trees = load(base.data, base, load_tokenizer(base), kind=kind).trees
+        dataset = load(base.data, base, load_tokenizer(base), kind=kind)
+        trees = dataset.trees
         sizes = Sizes.of(trees)
         prompt, completion = float(sizes.prompt.mean()), float(sizes.answers.sum() / sizes.branches.sum())
         longest = int((sizes.prompt + sizes.longest).max())
         say(f"examples: {len(trees):,}, prompts of {prompt:.0f} tokens, completions of {completion:.0f}, the longest together {longest:,}")
-        return trees, len(trees)
-    branches = 2 if kind == "pair" else 1
+        return trees, max(1, round(sum(dataset.times_of(trees))))
+    branches = 2 if kind in ("pair", "ranked") else 1
     prompt_tokens = min(settings.prompt_tokens, base.max_length - 2)
     completion = min(settings.completion_tokens, base.max_length - prompt_tokens)
     ids = token_ids([0] * completion)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prefopt.data.given import path_and_rest
 from prefopt.disk import write_whole
 from prefopt.errors import ModelError
 from prefopt.methods.method import Method
@@ -98,12 +99,11 @@ def _folders_of(model: str | None) -> list[str]:
 
 
 def _files(text: str) -> Iterator[Path]:
-    """The file of that name, or all in the folder of that name (`folder:split` of saved datasets too); none where there is neither."""
+    """The file of that name, or all in the folder of that name (its split or weight aside); none where there is neither."""
     if not text:
         return
     try:
-        path = Path(text).expanduser()
-        path = path if path.exists() or ":" not in text else Path(text.rpartition(":")[0]).expanduser()
+        path = Path(path_and_rest(text)[0]).expanduser()
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         yield from (file for file in found if file.is_file())
     except (OSError, ValueError, RuntimeError):  # too long for a path, no such home folder

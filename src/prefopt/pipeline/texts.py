@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.config import check
 from prefopt.data import sources
 from prefopt.data.dataset import check as read_examples
-from prefopt.data.formats import Kind
+from prefopt.data.given import path_and_rest
 from prefopt.data.growing import score_of
-from prefopt.data.settings import ConversationSettings, DataSettings
+from prefopt.data.kinds import Kind
+from prefopt.data.settings import ConversationSettings, DataSettings, PairSettings
 from prefopt.data.template import chat_of
 from prefopt.data.tokenize import Grower, TreeOptions
 from prefopt.errors import ConfigError, PrefoptError
@@ -47,7 +48,7 @@ class Texts:
     origin: str
 
 
-class RowSettings(DataSettings, ConversationSettings):
+class RowSettings(DataSettings, ConversationSettings, PairSettings):
     """What of a run's settings decides its trees."""
 
 
@@ -87,7 +88,7 @@ def rows_of_run(trained: Trained, tokenizer: PreTrainedTokenizerBase, kind: Kind
     """
     config = trained.config
     given = [trained.from_where_it_ran(str(name)) for name in config.get("eval_data" if held_out else "data") or config.get("data") or ()]
-    if trained.files is None or not given or not all(Path(name).exists() for name in given):
+    if trained.files is None or not given or not all(Path(path_and_rest(name)[0]).exists() for name in given):
         return []
     names = {row.get("row") for row in read_lines(trained.files.held_out)} if held_out else set()
     if held_out and not names and not config.get("eval_data"):
@@ -98,7 +99,7 @@ def rows_of_run(trained: Trained, tokenizer: PreTrainedTokenizerBase, kind: Kind
         examples = [example for example in found if not names or example.location in names][:LOOKED_AT]
         chats = settings.text_as == "chat" or any(example.is_chat for example in examples)
         chat = chat_of(tokenizer, settings.chat_template, settings.template_args) if chats else None
-        options = TreeOptions(score_of(settings), settings.text_as, min(settings.max_length, MAX_TOKENS // 2), "cut")
+        options = TreeOptions(score_of(settings, kind), settings.text_as, min(settings.max_length, MAX_TOKENS // 2), "cut")
         grown = Grower(tokenizer, chat, options).grow(examples)
     except PrefoptError:  # changed since, or given in another way than from here
         return []

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import read_yaml
+from prefopt.data.given import path_and_rest
 from prefopt.data.prompts import TextAs
 from prefopt.errors import ConfigError
 from prefopt.models.merge import MERGED
@@ -87,7 +88,8 @@ class Trained:
 
     def from_where_it_ran(self, name: str) -> str:
         """A path of the run's settings as it is seen from here: relative ones were meant from where the run was started."""
-        path = Path(name).expanduser()
+        given, rest = path_and_rest(name)
+        path = Path(given).expanduser()
         out = Path(str(self.config.get("out", "")))
         if self.files is None or path.is_absolute() or path.exists() or out.is_absolute():
             return name
@@ -95,7 +97,7 @@ class Trained:
         above = own.parents[len(out.parts) - 1] if 0 < len(out.parts) <= len(own.parents) else None
         if above is None or above / out != own or not (above / path).exists():
             return name
-        return str(above / path)
+        return str(above / path) + rest
 
 
 def look_up(name: str) -> Trained:

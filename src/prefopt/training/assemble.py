@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import create_model
 
 from prefopt.config import Settings, nearest, printable
-from prefopt.data.settings import ConversationSettings
+from prefopt.data.settings import ConversationSettings, PairSettings
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method, MethodSettings, Needs
 from prefopt.methods.table import METHODS
@@ -35,6 +35,7 @@ def groups_for(needs: Needs) -> tuple[type[Settings], ...]:
     return (
         *((ReferenceSettings,) if needs.reference else ()),
         *((ConversationSettings,) if needs.completions == "demonstration" else ()),
+        *((PairSettings,) if needs.completions == "pair" else ()),
     )
 
 

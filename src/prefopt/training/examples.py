@@ -1,18 +1,21 @@
 """The examples of a run: read, told, shown, and split."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data.dataset import Dataset, load, split
+from prefopt.data.dataset import Dataset, load, source_of, split
 from prefopt.data.store import JoinedTrees, choose
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel
-from prefopt.training.order import DataOrder
+from prefopt.training.order import DataOrder, Mix
 from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.narrator import Narrator
 from prefopt.trees import PromptTree
@@ -29,6 +32,7 @@ class RunData:
         dropped, dropped_held_out: rows that were left out, as `write_dropped` takes them.
         chat_template, end_of_turn: what the saved tokenizer and model need to know of how they were rendered.
         tokenizer: that cut them.
+        mix: how often an epoch takes each example to train on; None: once.
     """
 
     train: Sequence[PromptTree]
@@ -39,6 +43,7 @@ class RunData:
     chat_template: str | None
     end_of_turn: str
     tokenizer: PreTrainedTokenizerBase
+    mix: Mix | None = None
 
 
 def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
@@ -69,11 +74,13 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
     held_out: Sequence[PromptTree]
     dropped_held_out: Sequence[Mapping[str, Any]]
     trees, held_out, dropped_held_out = dataset.trees, (), ()
-    facts: dict[str, Any] = {"fingerprint": dataset.fingerprint, "summary": dataset.summary.to_dict()}
+    facts: dict[str, Any] = {"fingerprint": mixed_fingerprint(dataset), "summary": dataset.summary.to_dict()}
     for line in dataset.summary.lines():
         narrator.say(line)
     if settings.eval_data:
         held = load(settings.eval_data, settings, loaded.tokenizer, kind=kind)
+        if held.times:
+            raise DataError(f"eval_data: {', '.join(held.times)} has a weight, and held-out examples are all looked at once. Leave it out.")
         held_out, dropped_held_out = held.trees, held.dropped_rows
         facts |= {"eval_fingerprint": held.fingerprint, "eval_summary": held.summary.to_dict()}
         for line in held.summary.lines():
@@ -99,7 +106,27 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
         template_to_save(dataset, loaded),
         dataset.end_of_turn,
         loaded.tokenizer,
+        mix_of(dataset, arranged, narrator),
     )
+
+
+def mixed_fingerprint(dataset: Dataset) -> str:
+    """The digest of the examples, and of how often each is taken: a run that goes on must take them in the same order."""
+    if not dataset.times:
+        return dataset.fingerprint
+    return sha256(json.dumps([dataset.fingerprint, sorted(dataset.times.items())]).encode()).hexdigest()[:40]
+
+
+def mix_of(dataset: Dataset, trees: Sequence[PromptTree], narrator: Narrator) -> Mix | None:
+    """How often an epoch takes each tree, told by source; None: each of them once."""
+    if not dataset.times:
+        return None
+    mix = Mix.of(np.array(dataset.times_of(trees)))
+    for name, number in Counter(map(source_of, trees)).items():
+        times = dataset.times.get(name, 1.0)
+        share = number * times / mix.num_per_epoch
+        narrator.say(f"{name}: {number:,} examples to train on, each {times:g} times in an epoch: {share:.0%} of it")
+    return mix
 
 
 def mean_lengths(trees: Sequence[PromptTree]) -> dict[str, float]:

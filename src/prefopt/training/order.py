@@ -6,8 +6,47 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+Indices = npt.NDArray[np.int64]
+
 MOST_TAKEN = 2.0**53
 """Examples that a number of epochs can stand for; more cannot be counted in floats, and nobody would see the end."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """How often an epoch takes each example: some several times, of others only a part, which is drawn anew each time.
+
+    Attributes:
+        parts: the examples that an epoch takes equally often, and how often, on average.
+    """
+
+    parts: tuple[tuple[Indices, float], ...]
+
+    @classmethod
+    def of(cls, times: npt.NDArray[np.float64]) -> "Mix":
+        """From how often each example is taken."""
+        return cls(tuple((np.flatnonzero(times == value), float(value)) for value in np.unique(times)))
+
+    @property
+    def num_per_epoch(self) -> int:
+        """Examples of an epoch, repeats counted; the same for every epoch."""
+        return max(1, sum(self._whole(times) * len(own) + self._num_drawn(own, times) for own, times in self.parts))
+
+    def examples(self, seed: int, epoch: int) -> Indices:
+        """The examples of an epoch, in the order of its drawing."""
+        rng = np.random.default_rng([seed, epoch])
+        taken = [np.tile(own, self._whole(times)) for own, times in self.parts]
+        taken += [rng.choice(own, self._num_drawn(own, times), replace=False) for own, times in self.parts]
+        whole = np.concatenate(taken)
+        return rng.permutation(whole if len(whole) else self.parts[0][0][:1])
+
+    @staticmethod
+    def _whole(times: float) -> int:
+        return int(times)
+
+    @staticmethod
+    def _num_drawn(own: Indices, times: float) -> int:
+        return round((times - int(times)) * len(own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +61,7 @@ class DataOrder:
         seed: of the orders.
         epochs: passes over the data; may be a fraction.
         max_steps: steps in place of epochs.
+        mix: how often an epoch takes each example; None: once.
     """
 
     num_examples: int
@@ -29,10 +69,16 @@ class DataOrder:
     seed: int
     epochs: float = 1.0
     max_steps: int | None = None
+    mix: Mix | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.num_examples:  # each epoch that a step touches costs time and memory
-            raise ValueError(f"a step of {self.batch_size} examples is more than the {self.num_examples} that there are")
+        if self.batch_size > self.num_per_epoch:  # each epoch that a step touches costs time and memory
+            raise ValueError(f"a step of {self.batch_size} examples is more than the {self.num_per_epoch} that there are")
+
+    @property
+    def num_per_epoch(self) -> int:
+        """Examples of an epoch."""
+        return self.num_examples if self.mix is None else self.mix.num_per_epoch
 
     @property
     def num_steps(self) -> int:
@@ -44,15 +90,15 @@ class DataOrder:
         """Examples that the run takes, repeats counted."""
         if self.max_steps is not None:
             return self.max_steps * self.batch_size
-        return max(1, round(min(self.num_examples * self.epochs, MOST_TAKEN)))
+        return max(1, round(min(self.num_per_epoch * self.epochs, MOST_TAKEN)))
 
-    def examples(self, step: int) -> npt.NDArray[np.int64]:
+    def examples(self, step: int) -> Indices:
         """Indices of the examples of a step; steps count from 0."""
         first, last = self.num_taken_before(step), self.num_taken_before(step + 1)
         parts = []
-        for epoch in range(first // self.num_examples, (last - 1) // self.num_examples + 1):
-            start = epoch * self.num_examples
-            parts.append(_order_of(self.num_examples, self.seed, epoch)[max(first - start, 0) : last - start])
+        for epoch in range(first // self.num_per_epoch, (last - 1) // self.num_per_epoch + 1):
+            start = epoch * self.num_per_epoch
+            parts.append(_order_of(self.mix or self.num_examples, self.seed, epoch)[max(first - start, 0) : last - start])
         return np.concatenate(parts)
 
     def num_taken_before(self, step: int) -> int:
@@ -61,12 +107,12 @@ class DataOrder:
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data when the step is done."""
-        return self.num_taken_before(step + 1) / self.num_examples
+        return self.num_taken_before(step + 1) / self.num_per_epoch
 
 
 @lru_cache(maxsize=2)
-def _order_of(num_examples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def _order_of(examples: "int | Mix", seed: int, epoch: int) -> Indices:
     """The order of an epoch; kept, because drawing it anew for every step would take longer than the step where examples are many."""
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    order = examples.examples(seed, epoch) if isinstance(examples, Mix) else np.random.default_rng([seed, epoch]).permutation(examples)
     order.flags.writeable = False
     return order

@@ -82,8 +82,8 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
     fingerprint = weights_digest(loaded.model.state_dict())
     processes.agree(facts_to_agree_on(method, settings, fingerprint, data.facts["fingerprint"], proof.path))
     check_fits(JoinedTrees(data.train, data.held_out), max_tokens=settings.max_tokens, sharing=proof.path.sharing)
-    settings = within_data(settings, len(data.train), narrator)
-    order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps)
+    settings = within_data(settings, len(data.train) if data.mix is None else data.mix.num_per_epoch, narrator)
+    order = DataOrder(len(data.train), settings.batch_size, settings.seed, settings.epochs, settings.max_steps, data.mix)
     for line in opening_lines(method, settings, loaded, precision, order, learning_rate, proof.sentence(), processes):
         narrator.say(line)
     if make_room(memory, loaded, data.train, proof.path.sharing, processes, narrator):

@@ -33,7 +33,7 @@ NOT_SWEPT: Mapping[str, str] = {
     "out": "is the folder of the sweep; each run gets one of its own in it",
     **dict.fromkeys(("resume", "overwrite", "cache_dir", "data_workers", "memory_check", "trust_remote_code"), _OF_THE_SWEEP),
     **dict.fromkeys(("data", "eval_data", "eval_fraction", "data_format", "columns", "on_bad_row"), _OF_THE_DATA),
-    **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score"), _OF_THE_DATA),
+    **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score", "pairs_of_ranks"), _OF_THE_DATA),
     **dict.fromkeys(("model", "adapter", "reference"), _OF_THE_START),
     **dict.fromkeys(("samples", "sample_tokens", "kl_budget", "report", "report_to"), _OF_THE_NOTES),
     **dict.fromkeys(("save_every_minutes", "save_every_steps", "keep_checkpoints"), _OF_THE_NOTES),

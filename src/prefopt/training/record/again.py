@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config import read_yaml
-from prefopt.data.settings import ConversationSettings, DataSettings
+from prefopt.data.settings import ConversationSettings, DataSettings, PairSettings
 from prefopt.errors import ConfigError, RunError
 from prefopt.report.files import read_json
 
@@ -26,7 +26,8 @@ AS_THEY_LIE = ("data", "eval_data", "cache_dir")
 OF_MODEL = ("model", "adapter", "lora_rank", "lora_alpha", "target_modules", "modules_to_save", "seed")
 """Settings that decide what the model's weights are at the start."""
 
-OF_DATA = ({*DataSettings.model_fields, *ConversationSettings.model_fields} - {"data_workers", "cache_dir"}) | {"model"}
+_GROUPS = (DataSettings, ConversationSettings, PairSettings)
+OF_DATA = {name for group in _GROUPS for name in group.model_fields if name not in ("data_workers", "cache_dir")} | {"model"}
 """Settings that decide what the examples are: of the model its tokenizer."""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import prefopt
+from prefopt.data.given import path_and_rest
 from prefopt.methods.method import Method
 from prefopt.models.policy import trained_parameters
 from prefopt.models.quantise import num_parameters, quantisation_of
@@ -67,6 +68,6 @@ def absolute_paths(settings: RunSettings) -> dict[str, Any]:
 def _absolute(text: str, *, is_made: bool) -> str:
     path = Path(text)
     with suppress(OSError, ValueError):  # too long for a path
-        if is_made or path.exists() or (":" in text and Path(text.rpartition(":")[0]).exists()):  # folder:split of saved datasets
+        if is_made or path.exists() or Path(path_and_rest(text)[0]).exists():  # a source may have a weight or a split behind its path
             return text if path.is_absolute() or text.startswith("~") else str(path.absolute())
     return text
