@@ -21,7 +21,8 @@ from tests.hostile import module_that_leaves, poison
 import prefopt
 from prefopt.config import from_yaml
 from prefopt.errors import ModelError, RunError
-from prefopt.models.load import LoadedModel, Precision, load_model, load_tokenizer, read_model
+from prefopt.models.load import LoadedModel, Precision, load_model, load_tokenizer
+from prefopt.models.read import read_model
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
 from prefopt.training.record.checkpoint import Checkpoints

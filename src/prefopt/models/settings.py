@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from prefopt.config import REQUIRED, Setting, Settings
 
+ModelKind = Literal["language", "reward"]
+"""What a model gives: probabilities of words, or, a reward model, one score of a prompt with an answer and no words."""
+
 SWITCHES = {"true": "on", "yes": "on", "false": "off", "no": "off"}
 """Other words for on and off, as they are understood wherever a setting is a switch."""
 

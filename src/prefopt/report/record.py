@@ -186,6 +186,11 @@ class RunRecord:
         return any(len(example.completions) > 1 for example in self.held_out[:1])
 
     @property
+    def is_reward_model(self) -> bool:
+        """Whether a reward model was trained, which scores answers and writes none."""
+        return str(mapping(self.manifest.get("model")).get("architecture") or "").endswith("ForSequenceClassification")
+
+    @property
     def is_thumbs(self) -> bool:
         """Whether examples are single answers, each with a thumb up or down."""
         return any(name.removeprefix("eval/") in ("rewards/desirable", "rewards/undesirable") for name in self.metrics.curves)
