@@ -350,9 +350,9 @@ def _refuse_batch_dependence(
     if not difference <= equal:
         limits = sorted(spans_named(model.config))
         advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
+        what = "scores" if plain.scores else "log-probabilities"
         raise ModelError(
-            f"{type(model).__name__} gives an answer other {'scores' if plain.scores else 'log-probabilities'} when longer rows stand in the "
-            "same batch "
+            f"{type(model).__name__} gives an answer other {what} when longer rows stand in the same batch "
             f"(by {difference:.0e}), so that no comparison of answers would hold. Rotary embeddings that change for the whole batch "
             f"do that. {advice}"
         )

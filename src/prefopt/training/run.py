@@ -222,6 +222,7 @@ def _runner(
             parallel=settings.parallel,
             processes=processes,
             narrator=book.narrator,
+            policy=policy,
         )
         live = choice.live(reference)
     if isinstance(reference, DataReference):

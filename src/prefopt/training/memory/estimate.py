@@ -219,7 +219,7 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
     if reference.reference is not None:
         found = _skeleton(as_reference(settings, reference.reference), device)
         return found.frozen_bytes + precision_of(settings, device).weights.itemsize * found.num_trained
-    if settings.lora_rank:  # the policy with its new adapter switched off
+    if settings.lora_rank and reference.sync_reference_every_steps is None:  # the policy with its new adapter switched off
         return 0
     trained = precision_of(settings, device).trained.itemsize * skeleton.num_trained
     return trained + (0 if trains_adapter(settings) else skeleton.frozen_bytes)
