@@ -16,7 +16,7 @@ from prefopt.engine.batch import pack
 from prefopt.errors import ModelError
 from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.padding import choose_padding
-from prefopt.models.policy import EnginePath, Policy, score_head_of
+from prefopt.models.policy import EnginePath, Policy, score_head_of, set_attention
 from prefopt.models.proof import prove
 from prefopt.models.read import START, read_model
 from prefopt.models.save import save_model
@@ -65,6 +65,7 @@ def own_scores(model: PreTrainedModel, given: list[PromptTree], pad: int) -> Ten
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    set_attention(model, None)
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
 

@@ -31,7 +31,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.engine.layout import FlatLayout, ForkLayout
-from prefopt.engine.logps import TokenLogps
 from prefopt.errors import ModelError
 from prefopt.models.forest import NUM_SHORT_TREES, random_forest, spans_named
 from prefopt.models.policy import (
@@ -44,6 +43,7 @@ from prefopt.models.policy import (
     set_attention,
     transformers_logging_at,
 )
+from prefopt.models.score_proof import prove_scores, relative, values_of
 from prefopt.trees import Completion, PromptTree, token_ids
 
 NOISE_FACTOR = 8.0
@@ -270,21 +270,13 @@ def _run(model: PreTrainedModel, path: EnginePath, batch: TreeBatch, autocast: t
     handle = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-            values_N = _values(policy(batch), batch)
+            values_N = values_of(policy(batch), batch)
         weights_N = torch.linspace(-1.0, 1.5, len(values_N), device=values_N.device, dtype=values_N.dtype)
         with torch.enable_grad():
             gradients = torch.autograd.grad((weights_N * values_N).sum(), embedded[:num_calls])
     finally:
         handle.remove()
     return _Run(values_N.detach(), _per_tree_token(torch.cat([gradient.flatten(0, 1) for gradient in gradients]), batch))
-
-
-def _values(logps: TokenLogps, batch: TreeBatch) -> Tensor:
-    """What is compared: log-probabilities, or scores at the tokens that predict, and at each completion's last, in the trees' order."""
-    if logps.scalar_T is None:
-        return logps.values_N
-    predicting = batch.predict_from_N[: batch.num_completion_tokens].split(batch.lengths_C.tolist())
-    return logps.scalar_T[torch.cat([part for own, last in zip(predicting, batch.last_C, strict=True) for part in (own, last[None])])]
 
 
 def _try(model: PreTrainedModel, path: EnginePath, forest: list[PromptTree], base: _Run, autocast: torch.dtype | None) -> Trial:
@@ -331,7 +323,7 @@ def _independence(model: PreTrainedModel, path: EnginePath, forest: list[PromptT
         found = [(policy(batch), batch) for batch in batches]
         before, after = (logps.last_scalars(batch.last_C) if path.scores else logps.sum() for logps, batch in found)
     others = torch.tensor([index > 0 for tree in forest for index in range(len(tree.completions))], device=before.device)
-    return _relative(after[others], before[others])
+    return relative(after[others], before[others])
 
 
 def _refuse_batch_dependence(
@@ -345,8 +337,8 @@ def _refuse_batch_dependence(
     short = forest[:NUM_SHORT_TREES]
     with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
         batch = pack(short, sharing="plain", device=model.device)
-        alone_N = _values(Policy(model, plain)(batch), batch)
-    difference = _relative(alone_N, base.logps_N[: len(alone_N)])
+        alone_N = values_of(Policy(model, plain)(batch), batch)
+    difference = relative(alone_N, base.logps_N[: len(alone_N)])
     if not difference <= equal:
         limits = sorted(spans_named(model.config))
         advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
@@ -367,7 +359,7 @@ def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torc
     own_head = EnginePath("plain", None)
     if score_head_of(model) is not None:
         if floor == EXACT[0]:  # in half precision its own score is rounded besides, and says nothing more
-            _prove_scores(model, forest[:NUM_SHORT_TREES], floor)
+            prove_scores(model, forest[:NUM_SHORT_TREES], floor)
         return EnginePath("plain", None, scores=True)
     if decoder_of(model) is None or plain_head_of(model) is None:
         return own_head
@@ -379,35 +371,7 @@ def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torc
             chunked = Policy(model, EnginePath("plain", shape))(batch).values_N
         except (TypeError, AttributeError, ValueError, RuntimeError):  # a decoder that wants other inputs, or returns something else
             return own_head
-    return EnginePath("plain", shape) if _relative(chunked, own) <= floor else own_head
-
-
-def _prove_scores(model: PreTrainedModel, trees: list[PromptTree], floor: float) -> None:
-    """A reward model's own forward must give the score layer's number at the last token.
-
-    Raises:
-        ModelError: it does not.
-    """
-    batch = pack(trees, sharing="plain", device=model.device)
-    text = model.config.get_text_config()
-    padding, text.pad_token_id = text.pad_token_id, None  # random tokens may be padding, which it would pass over
-    try:
-        with torch.no_grad():
-            found = Policy(model, EnginePath("plain", None, scores=True))(batch).last_scalars(batch.last_C)
-            rows = [row[mask.bool()][None] for row, mask in zip(batch.input_ids, _mask_of(batch), strict=True)]
-            own = torch.cat([model(input_ids=row, use_cache=False).logits.flatten() for row in rows])
-    finally:
-        text.pad_token_id = padding
-    if not (moved := _relative(found, own)) <= floor:
-        raise ModelError(
-            f"{type(model).__name__} makes its scores in another way than by one linear layer at the last token (they differ by "
-            f"{moved:.0e}), so that it cannot be trained as a reward model. Begin with a model of another architecture."
-        )
-
-
-def _mask_of(batch: TreeBatch) -> Tensor:
-    assert batch.attention_mask is not None, "it is packed plain"
-    return batch.attention_mask
+    return EnginePath("plain", shape) if relative(chunked, own) <= floor else own_head
 
 
 def _named_head_shape(config: PretrainedConfig) -> HeadShape:
@@ -437,12 +401,7 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _difference(run: _Run, base: _Run) -> Difference:
-    return Difference(_relative(run.logps_N, base.logps_N), _relative(run.gradients_TD, base.gradients_TD))
-
-
-def _relative(values: Tensor, base: Tensor) -> float:
-    values, base = values.double(), base.double()
-    return float((values - base).norm() / base.norm().clamp(min=1e-30))
+    return Difference(relative(run.logps_N, base.logps_N), relative(run.gradients_TD, base.gradients_TD))
 
 
 def _first_sentence(error: Exception) -> str:

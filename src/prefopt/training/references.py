@@ -260,9 +260,11 @@ def choose_reference(
         narrator.say(sentence)
     elif (following := following_of(settings)) is not None:
         reference = FrozenAdapter(policy, loaded.adapter) if loaded.adapter is not None else FrozenCopy.of(policy)
+        share = following.weight
+        mix = "the policy" if share == 1 else f"{share:g} of the policy and {1 - share:g} of itself"
         narrator.say(
-            f"reference: {FOLLOWERS[type(reference)]} that follows the policy: every {following.every_steps} steps it becomes "
-            f"{following.weight:g} of the policy and {1 - following.weight:g} of itself; run in every step, and never cached"
+            f"reference: {FOLLOWERS[type(reference)]} that follows the policy: every {following.every_steps} steps it becomes {mix}; "
+            "run in every step, and never cached"
         )
         return Choice(reference, path, None, following=following)
     else:
