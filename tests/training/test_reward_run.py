@@ -124,7 +124,7 @@ def test_it_goes_on_from_a_reward_model(trained: Path, data: str, tmp_path: Path
 
 
 def test_an_adapter_goes_on_and_merges_into_the_same_scores(adapted: Path, data: str, tmp_path: Path):
-    found = prefopt.score(str(adapted), "Is number 3 good?", ANSWERS)
+    found = prefopt.Scorer.load(str(adapted), precision="float32").score("Is number 3 good?", ANSWERS)
     assert found[0] > found[1]
     again = run("reward", adapted / "model", data, tmp_path / "again", max_steps=1)
     assert rows(again.folder)[0]["rewards/accuracy"] == 1.0
