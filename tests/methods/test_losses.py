@@ -96,15 +96,15 @@ CASES = {
         {"beta": 2.0, "gamma_beta_ratio": 0.5, "label_smoothing": 0.1},
     ),
     "cpo": Case(losses.cpo_loss, oracles.cpo, {"beta": 0.3, "label_smoothing": 0.2}, 0.8 * 0.554355 + 0.2 * 0.854355, LOG2),
-    # −1 − −2 − 0.3 = 0.7; log(1 + e^−0.7) = 0.403186 and log(1 + e^0.7) = 1.103186;  at equal scores log(1 + e^±0.3)
+    # −1 − −2 − 0.5 = 0.5; log(1 + e^−0.5) = 0.474077 and log(1 + e^0.5) = 0.974077;  at equal scores the same with their signs
     "reward": Case(
         losses.reward_loss,
         oracles.reward,
         {"label_smoothing": 0.2},
-        0.8 * 0.403186 + 0.2 * 1.103186,
-        0.8 * 0.854355 + 0.2 * 0.554355,
-        {"label_smoothing": 0.2, "margin": 0.3},
-        {"margin_B": torch.tensor(0.3)},
+        0.8 * 0.474077 + 0.2 * 0.974077,
+        0.8 * 0.974077 + 0.2 * 0.474077,
+        {"label_smoothing": 0.2, "margin": 0.5},
+        {"margin_B": torch.tensor(0.5)},
     ),
     # odds e^−1/(1−e^−1) = 0.581977 and e^−2/(1−e^−2) = 0.156518; log of their ratio 1.313262; −log σ of it
     "orpo": Case(losses.orpo_loss, oracles.orpo, {}, 0.238183, LOG2),

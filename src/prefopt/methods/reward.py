@@ -202,7 +202,7 @@ def score_metrics(scores_C: Tensor, compared: Comparisons, batch: TreeBatch) -> 
         "rewards/chosen": better_P,
         "rewards/rejected": worse_P,
         "rewards/margin": better_P - worse_P,
-        "rewards/accuracy": ((better_P > worse_P).float() + (better_P >= worse_P).float()) / 2,
+        "rewards/accuracy": ((better_P > worse_P).to(scores_C.dtype) + (better_P >= worse_P).to(scores_C.dtype)) / 2,
     }
     table_BK, exists_BK = batch.by_tree(scores_C)
     num_B = exists_BK.sum(1)

@@ -19,6 +19,9 @@ from prefopt.models.settings import ModelKind
 CLASSIFIER = "ForSequenceClassification"
 """How the library calls its classes of reward models, behind the architecture's name."""
 
+READERS: dict[ModelKind, Any] = {"language": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+"""What reads a model of the kind."""
+
 START = 0.1
 """Standard deviation of the scores that a new score layer gives, about: its weights are drawn with START / √(D + 1). Small, so that the
 loss begins near log 2; not 0, so that gradients reach the layers below from the first step. Stiennon et al. 2020 and Ouyang et al. 2022
@@ -67,14 +70,10 @@ def read_model(
     is_reward = is_reward_config(config)
     if kind == "language" and is_reward:
         raise ModelError(NOT_A_SPEAKER.format(source))
-    reads: Any = AutoModelForCausalLM
-    more: dict[str, Any] = dict(packing or {})
-    if kind == "reward":
-        reads = AutoModelForSequenceClassification
-        more |= {} if is_reward else {"num_labels": 1}
+    more: dict[str, Any] = dict(packing or {}) | ({"num_labels": 1} if kind == "reward" and not is_reward else {})
     try:
         with transformers_logging_at("ERROR"):
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = reads.from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = READERS[kind].from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **more
             )
     except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
