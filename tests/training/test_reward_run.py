@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import prefopt
 from prefopt.cli import main
 from prefopt.errors import DataError, ModelError
+from prefopt.models.policy import score_head_of
+from prefopt.models.quantise import four_bit_layers
 from prefopt.models.scorer import Scorer
 from prefopt.pipeline.merge import merge
 from prefopt.pipeline.merge_settings import MergeSettings
@@ -207,6 +209,18 @@ def test_chats_and_repeated_answers_are_scored(trained: Path):
         scorer.score("Is number 3 good?", [turns])
     with pytest.raises(DataError, match='each with "role" and "content"'):
         scorer.score([{"who": "user"}], ["yes"])
+
+
+def test_a_base_in_four_bits_keeps_its_score_layer(model_folder: Callable[..., Path], data: str, tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    result = run("reward", model_folder(), data, tmp_path / "run", lora_rank=4, load_in_4bit=True, **SETTINGS | {"learning_rate": 2e-2})
+    assert rows(result.folder)[-1]["eval/rewards/accuracy"] == 1.0
+    scorer = prefopt.Scorer.load(str(result.folder), precision="float32")
+    model = scorer.scorer.policy.model
+    assert [name for name, _ in four_bit_layers(model)]
+    assert score_head_of(model).modules_to_save["default"].weight.dtype == torch.float32
+    better, worse = scorer.score("Is number 3 good?", ANSWERS[:2])
+    assert better > worse
 
 
 # The command line.

@@ -11,8 +11,8 @@ Rankings of K answers, each run once: `all_pairs` takes the mean over the pairs 
 
 `margin_from_scores`: m = r_c − r_r, the data's own scores of the two answers, so that what is much better must score much better
 (Touvron et al. 2023, arXiv 2307.09288, section 3.2.2). `center_weight` λ: a score says nothing about its zero, since only differences
-enter the loss; the square of the sum, of K answers (2·mean)², holds it near 0 (Eisenstein et al. 2023, arXiv 2312.09244, section 5.2:
-λ = 0.01).
+enter the loss; the square of the sum, of K answers (2·mean)², holds it near 0 (Eisenstein et al. 2023, arXiv 2312.09244; λ = 0.01
+is usual).
 
 When to use it: PPO or GRPO is to follow, answers are to be ranked or filtered, or another model's answers judged. Start from the model
 after SFT. What comes out is a sequence-classification model, which cannot generate.

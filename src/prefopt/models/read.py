@@ -24,7 +24,7 @@ READERS: dict[ModelKind, Any] = {"language": AutoModelForCausalLM, "reward": Aut
 
 START = 0.1
 """Standard deviation of the scores that a new score layer gives, about: its weights are drawn with START / √(D + 1). Small, so that the
-loss begins near log 2; not 0, so that gradients reach the layers below from the first step. Stiennon et al. 2020 and Ouyang et al. 2022
+loss begins near log 2; not 0, so that gradients reach the layers below from the first step. Stiennon et al. 2020, arXiv 2009.01325,
 draw with 1 / √(D + 1)."""
 
 

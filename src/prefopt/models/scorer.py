@@ -37,7 +37,7 @@ class Scorer:
     Attributes:
         policy: runs it, in evaluation mode and without gradients.
         tokenizer: its own.
-        autocast: dtype of matrix products; None: float32. Scores are float32 in any case.
+        autocast: dtype of matrix products; None: float32. The score layer itself is float32 in any case.
         words: how it is run, for people.
     """
 

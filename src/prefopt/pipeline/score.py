@@ -29,8 +29,8 @@ from prefopt.trees import PromptTree
 Turns = str | Sequence[Mapping[str, str]]
 """A text, or the turns of a chat: each a mapping with `role` and `content`."""
 
-LIKE_TRAINING = ("text_as", "max_length", "chat_template", "template_args", "too_long")
-"""Settings that are those of the model's run where they are not given."""
+LIKE_TRAINING = ("max_length", "template_args", "too_long")
+"""Settings that are those of the model's run where they are not given; its tokenizer has its chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,9 @@ class TextScorer:
             ModelError: it cannot be found or read, or is no reward model.
             DataError: its chat template cannot be used.
         """
-        scorer = Scorer.load(model, **settings)
-        return cls(scorer, grower_for(scorer, look_up(model)))
+        trained = look_up(str(settings.get("adapter") or model))
+        scorer = Scorer.load(model, **{"load_in_4bit": trained.in_4bit, **settings})
+        return cls(scorer, grower_for(scorer, trained))
 
     def score(self, prompt: Turns, completions: Sequence[Turns]) -> list[float]:
         """A score for each completion: higher is better, and only differences between answers to one prompt mean something.
@@ -121,9 +122,7 @@ def grower_for(scorer: Scorer, trained: Trained) -> Grower:
     """Makes trees as the model's run did."""
     config, tokenizer = trained.config, scorer.tokenizer
     text_as, _ = trained.meant("auto", tokenizer)
-    template = config.get("chat_template")
-    has_template = bool(tokenizer.chat_template or template)
-    chat = chat_of(tokenizer, template, trained.template_args) if text_as == "chat" or has_template else None
+    chat = chat_of(tokenizer, None, trained.template_args) if text_as == "chat" or tokenizer.chat_template else None
     limits = [limit for limit in (config.get("max_length"), scorer.context) if isinstance(limit, int)]
     return Grower(tokenizer, chat, TreeOptions("completion", text_as, min(limits, default=2**31 - 1), "cut"))
 
@@ -138,15 +137,16 @@ def score_files(settings: ScoreSettings) -> None:
     out = None if settings.out is None else settings.out.expanduser()
     if out is not None and out.exists() and not settings.overwrite:
         raise RunError(f"{out} is there already. Give another file as out, or --overwrite.")
+    trained = look_up(settings.adapter or settings.model)
     scorer = Scorer.load(
         settings.model,
         adapter=settings.adapter,
         precision=settings.precision,
         device=settings.device,
-        load_in_4bit=settings.load_in_4bit,
+        load_in_4bit=trained.in_4bit if settings.load_in_4bit is None else settings.load_in_4bit,
         trust_remote_code=settings.trust_remote_code,
     )
-    settings = like_training(settings, look_up(settings.adapter or settings.model), scorer)
+    settings = like_training(settings, trained, scorer)
     dataset = load(settings.data, settings, scorer.tokenizer, kind=settings.kind)
     for line in [*dataset.summary.lines(), f"reward model: {settings.model}; {scorer.words}"]:
         narrator.say(line)

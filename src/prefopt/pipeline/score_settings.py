@@ -25,8 +25,10 @@ class ScoreSettings(DataSettings):
     overwrite: bool = Setting(False, help="Replace the file that `out` names.")
     max_tokens: int = Setting(8192, ge=16, help="Tokens in one forward pass; lower it when memory runs out.")
     precision: Literal["auto", "bf16", "float32"] = Setting(
-        "auto", help="Arithmetic; `auto` is bf16 where the hardware has it, as in training. Scores are float32 in any case."
+        "auto", help="Arithmetic; `auto` is bf16 where the hardware has it, as in training: its scores have about three digits."
     )
-    load_in_4bit: bool = Setting(False, help="Hold the weights in 4 bits (NF4), by bitsandbytes.")
+    load_in_4bit: bool | None = Setting(
+        None, help="Hold the weights in 4 bits (NF4), by bitsandbytes; the default is to do as the run did in training."
+    )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where to run; `auto` takes a GPU where there is one.")
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
