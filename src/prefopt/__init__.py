@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
-    from prefopt.pipeline.score import TextScorer
-    from prefopt.pipeline.score import TextScorer as Scorer
+    from prefopt.pipeline.score import Scorer
     from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
@@ -74,7 +73,7 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
 
 
 def score(
-    model: "str | TextScorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
+    model: "str | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
 ) -> list[float]:
     """A reward model's scores of answers to a prompt, rendered as its run rendered them.
 
@@ -96,7 +95,7 @@ def score(
 
 def __getattr__(name: str) -> Any:
     if name == "Scorer":
-        return import_module("prefopt.pipeline.score").TextScorer
+        return import_module("prefopt.pipeline.score").Scorer
     if name == "losses":
         return import_module("prefopt.losses")
     if name == "Policy":

@@ -20,7 +20,7 @@ from prefopt.models.policy import EnginePath, Policy, score_head_of, set_attenti
 from prefopt.models.proof import prove
 from prefopt.models.read import START, read_model
 from prefopt.models.save import save_model
-from prefopt.models.scorer import Scorer
+from prefopt.models.scorer import TreeScorer
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -169,6 +169,13 @@ def test_scores_are_not_rounded_to_bf16(language_folder: Callable[[str], Path]):
     assert not torch.equal(found, found.bfloat16().float())
 
 
+def test_a_score_layer_stays_float32_where_weights_are_trained_in_bf16(language_folder: Callable[[str], Path]):
+    precision = Precision(torch.bfloat16, torch.float32, trained=torch.bfloat16)
+    loaded = load_model(ModelSettings(model=str(language_folder("llama"))), precision=precision, device=CPU, seed=0, kind="reward")
+    assert loaded.model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert score_head_of(loaded.model).weight.dtype == torch.float32
+
+
 def test_an_adapter_has_the_score_layer(language_folder: Callable[[str], Path], tmp_path: Path):
     loaded = load(language_folder("llama"), lora_rank=2)
     assert loaded.adapter is not None
@@ -205,7 +212,7 @@ def test_a_reward_model_is_no_language_model(language_folder: Callable[[str], Pa
     with pytest.raises(ModelError, match=r"holds a reward model.*prefopt score.*prefopt train reward"):
         read_model(str(tmp_path / "rm"), dtype=torch.float32)
     with pytest.raises(ModelError, match=r"is a language model, and gives no scores\. Train a reward model of it"):
-        Scorer.load(str(language_folder("llama")))
+        TreeScorer.load(str(language_folder("llama")))
 
 
 def test_a_classifier_of_several_labels_is_refused(language_folder: Callable[[str], Path], tmp_path: Path):
@@ -244,6 +251,17 @@ def test_padding_never_ends_an_answer(language_folder: Callable[[str], Path]):
     loaded.model.eval()
     found = engine_scores(loaded.model, EnginePath("flat", None, scores=True), given)
     torch.testing.assert_close(own_scores(loaded.model, given, tokenizer.pad_token_id), found, rtol=1e-4, atol=1e-5)
+
+
+def test_what_texts_begin_with_pads_only_where_nothing_else_does(language_folder: Callable[[str], Path]):
+    loaded = load(language_folder("llama"))
+    tokenizer = loaded.tokenizer
+    ids = tokenizer.get_vocab()
+    tokenizer.pad_token = tokenizer.eos_token
+    chosen = choose_padding(loaded, {tokenizer.eos_token_id}, {tokenizer.bos_token_id})
+    assert chosen == repr("<pad>")
+    assert loaded.model.config.pad_token_id == ids["<pad>"]
+    assert choose_padding(loaded, {tokenizer.eos_token_id}, set(ids.values())) == repr("<pad>")  # all are used: the first that ends nothing
 
 
 def test_where_nothing_else_pads_it_is_the_byte_that_no_text_holds(language_folder: Callable[[str], Path]):

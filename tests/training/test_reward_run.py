@@ -17,7 +17,7 @@ from prefopt.cli import main
 from prefopt.errors import DataError, ModelError
 from prefopt.models.policy import score_head_of
 from prefopt.models.quantise import four_bit_layers
-from prefopt.models.scorer import Scorer
+from prefopt.models.scorer import TreeScorer
 from prefopt.pipeline.merge import merge
 from prefopt.pipeline.merge_settings import MergeSettings
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -181,7 +181,7 @@ def test_margins_come_from_the_data(model_folder: Callable[..., Path], data: str
 
 
 def test_a_scorer_takes_trees_in_batches(trained: Path):
-    scorer = Scorer.load(str(trained))
+    scorer = TreeScorer.load(str(trained))
     generator = torch.Generator().manual_seed(0)
 
     def draw(length: int) -> Any:

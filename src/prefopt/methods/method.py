@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 Completions = Literal["demonstration", "pair", "thumbs", "ranked"]
 """Shapes of data: one completion per prompt; a chosen and a rejected one; one with a thumb up or down; several with their ranks."""
 
-Output = Literal["entropy", "log_sum_squares", "scalar"]
-"""What the forward pass can give beside log-probabilities, or in their place."""
+Output = Literal["entropy", "log_sum_squares"]
+"""What the forward pass of a language model can give beside log-probabilities."""
 
 CountOfTree = Callable[[PromptTree], float]
 State = dict[str, float]

@@ -116,7 +116,7 @@ class Reward(Method):
     name = "reward"
     paper = "2203.02155"
     settings_class = RewardSettings
-    needs = Needs(completions="pair", reference=False, outputs=frozenset({"scalar"}), model="reward")
+    needs = Needs(completions="pair", reference=False, model="reward")
     units = {"pairs": one_per_ranking}
     rates = DefaultRates(full=1e-5, adapter=1e-4)
     usual = {"center_weight": (0.0, 0.1)}

@@ -2,8 +2,8 @@
 
     θ_ref ← α·θ + (1 − α)·θ_ref
 
-Gorbatovski et al. 2024, arXiv 2404.09656: α = 1 every few hundred steps is its hard update, α about ½ every few steps its soft one. The
-reference is in memory: a second model, or on an adapter's base a second adapter. Of an adapter the numbers that it holds are mixed, A and B
+Gorbatovski et al. 2024, arXiv 2404.09656: α = 1 every few hundred steps is its hard update, α of 0.5 to 0.6 its soft one. The reference
+is in memory: a second model, or on an adapter's base a second adapter. Of an adapter the numbers that it holds are mixed, A and B
 each for itself, which for α < 1 is not the mix of their products; at α = 1 it is the policy to the last bit.
 """
 

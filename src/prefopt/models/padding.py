@@ -6,6 +6,7 @@ padding token that ends no answer; the layers never see it, for a causal model's
 """
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,12 +17,13 @@ NUL = ("Ā", "<0x00>")
 """The byte 0 in byte-level vocabularies, and in those that fall back to bytes: no text holds it."""
 
 
-def choose_padding(loaded: LoadedModel, ends: Collection[int]) -> str:
-    """Give model and tokenizer a padding token that ends no answer.
+def choose_padding(loaded: LoadedModel, ends: Collection[int], used: Collection[int] = ()) -> str:
+    """Give model and tokenizer a padding token that ends no answer, and if there is one, stands in no text.
 
     Args:
         loaded: a reward model; its config and its tokenizer are changed.
         ends: tokens that answers end in.
+        used: tokens of the texts. One that begins them would pad, but code that takes padding for what is to be masked would mask it.
 
     Returns:
         the token.
@@ -33,7 +35,8 @@ def choose_padding(loaded: LoadedModel, ends: Collection[int]) -> str:
     rows = model.get_input_embeddings().weight.shape[0]
     eos = tokenizer.eos_token_id
     taken = {*ends, *(eos if isinstance(eos, list) else [eos])}
-    chosen = next(((token, index) for token, index in candidates(tokenizer) if index not in taken and 0 <= index < rows), None)
+    free = [(token, index) for token, index in candidates(tokenizer) if index not in taken and 0 <= index < rows]
+    chosen = next(chain((found for found in free if found[1] not in used), free), None)
     if chosen is None:
         raise ModelError(
             "the tokenizer has no token that could pad: its padding token also ends answers, and a reward model's score would be read "

@@ -278,13 +278,14 @@ def trained_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def hold_trained(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give trained weights the dtype; modules that hold vectors only, which are norms, stay in float32.
+    """Give trained weights the dtype; modules that hold vectors only, which are norms and score layers, stay in float32.
 
-    Their weights are near 1, where even a compensated sum of bf16 numbers is too coarse for small updates, and few.
+    They are few. Weights of norms are near 1, where even a compensated sum of bf16 numbers is too coarse for small updates, and what a
+    score layer computes in bf16 has no three digits.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        wanted = dtype if any(parameter.ndim >= 2 for parameter in own) else torch.float32
+        wanted = dtype if any(parameter.numel() > max(parameter.shape, default=1) for parameter in own) else torch.float32
         for parameter in own:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(wanted)

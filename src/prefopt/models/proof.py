@@ -202,7 +202,7 @@ def _prove(
     forest = random_forest(model.config, max_length)
     device = model.device
     with _frozen(model):
-        plain = _prove_head(model, forest, autocast, floor[0])
+        plain = _prove_plain(model, forest, autocast, floor[0])
         base = _run(model, plain, pack(forest, sharing="plain", device=device), autocast)
         padded = _run(model, plain, pack(forest, sharing="plain", device=device, pad_to_multiple=16), autocast)
         if not bool(torch.isfinite(base.logps_N).all()):
@@ -350,8 +350,8 @@ def _refuse_batch_dependence(
         )
 
 
-def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> EnginePath:
-    """Plain sharing with the head in chunks, where running it apart gives the model's own log-probabilities; else with its own head.
+def _prove_plain(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> EnginePath:
+    """The plain way: with the head in chunks, where running it apart gives the model's own log-probabilities; else with its own head.
 
     Raises:
         ModelError: a reward model gives other scores than its decoder and score layer.
@@ -366,7 +366,7 @@ def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torc
     shape = _named_head_shape(model.config)
     batch = pack(forest, sharing="plain", device=model.device)
     with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        own = Policy(model, EnginePath("plain", None))(batch).values_N
+        own = Policy(model, own_head)(batch).values_N
         try:
             chunked = Policy(model, EnginePath("plain", shape))(batch).values_N
         except (TypeError, AttributeError, ValueError, RuntimeError):  # a decoder that wants other inputs, or returns something else

@@ -15,11 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from prefopt.engine.batch import Sharing, cost, pack
 from prefopt.errors import ModelError
-from prefopt.models.load import adapter_kind, choose_precision, load_model, locate
+from prefopt.models.load import adapter_kind, choose_precision, load_model
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
 from prefopt.models.read import is_reward_config
-from prefopt.models.settings import ModelSettings
 from prefopt.models.speakers import Weights, device_named
 from prefopt.trees import PromptTree
 
@@ -31,7 +30,7 @@ MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
+class TreeScorer:
     """A reward model, ready to score. It is never trained through this.
 
     Attributes:
@@ -57,7 +56,7 @@ class Scorer:
         sharing: str = "auto",
         load_in_4bit: bool = False,
         trust_remote_code: bool = False,
-    ) -> "Scorer":
+    ) -> "TreeScorer":
         """Read a reward model, and find the fastest way to run it that is right.
 
         Args:
@@ -77,7 +76,7 @@ class Scorer:
         weights = Weights.of(model, adapter)
         chosen = choose_precision(precision, where, adapter=weights.adapter is not None or load_in_4bit)
         settings = weights.settings(trust_remote_code).model_copy(update={"load_in_4bit": load_in_4bit})
-        refuse_without_scores(settings)
+        refuse_without_scores(weights)
         loaded = load_model(settings, precision=chosen, device=where, seed=0, frozen=True, kind="reward")
         loaded.model.eval().requires_grad_(False)
         context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
@@ -115,26 +114,22 @@ class Scorer:
         return torch.cat(found).cpu() if found else torch.zeros(0)
 
 
-def refuse_without_scores(settings: ModelSettings) -> None:
-    """A language model has no score layer; one with a new layer would give numbers without meaning.
+def refuse_without_scores(weights: Weights) -> None:
+    """A language model has no score layer; with a new one it would give numbers without meaning.
 
     Raises:
-        ModelError: it is one, or cannot be found.
+        ModelError: it is one.
     """
-    source, adapter = locate(settings.model)
-    adapter = settings.adapter or adapter
-    if adapter is not None and Path(adapter).is_dir() and adapter_kind(Path(adapter)) == "reward":
+    try:
+        if weights.adapter is not None:
+            found = adapter_kind(Path(weights.adapter)) == "reward"
+        else:
+            found = is_reward_config(PreTrainedConfig.get_config_dict(weights.source)[0])
+    except Exception:  # whatever is wrong is told when it is loaded
         return
-    if adapter is None:
-        try:
-            config = PreTrainedConfig.get_config_dict(source)[0]
-        except Exception:  # whatever is wrong is told when it is loaded
-            return
-        if is_reward_config(config):
-            return
-    raise ModelError(
-        f"{settings.adapter or settings.model} is a language model, and gives no scores. Train a reward model of it: prefopt train reward."
-    )
+    if not found:
+        name = weights.adapter or weights.source
+        raise ModelError(f"{name} is a language model, and gives no scores. Train a reward model of it: prefopt train reward.")
 
 
 def groups(trees: Sequence[PromptTree], sharing: Sharing, max_tokens: int) -> Iterator[list[PromptTree]]:

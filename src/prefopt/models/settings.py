@@ -99,6 +99,12 @@ class ReferenceSettings(Settings):
         None, gt=0, help="KL from the reference, in nats per completion, beyond which the watch speaks; its page says what the default is."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_moves_is_not_kept(cls, given: Any) -> Any:
+        moves = isinstance(given, dict) and given.get("sync_reference_every_steps") is not None
+        return {"reference_cache": False, **given} if moves else given
+
     @model_validator(mode="after")
     def _a_reference_that_moves_is_in_memory(self) -> "ReferenceSettings":
         if self.sync_reference_every_steps is None:
@@ -107,10 +113,9 @@ class ReferenceSettings(Settings):
             return self
         if self.reference is not None:
             raise ValueError("sync_reference_every_steps moves the policy's own start, and reference names another model: leave one out")
-        if self.reference_cache and "reference_cache" in self.model_fields_set:
+        if self.reference_cache:
             raise ValueError(
                 "reference_cache keeps what the reference gives, and sync_reference_every_steps moves it: leave reference_cache out, "
                 "or set it to off"
             )
-        self.__dict__["reference_cache"] = False  # settings are frozen; whoever reads them sees what holds
         return self

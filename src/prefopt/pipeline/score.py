@@ -20,7 +20,7 @@ from prefopt.data.template import chat_of
 from prefopt.data.tokenize import Grower, TreeOptions
 from prefopt.errors import DataError, RunError
 from prefopt.methods.comparisons import pairs_of
-from prefopt.models.scorer import Scorer
+from prefopt.models.scorer import TreeScorer
 from prefopt.pipeline.score_settings import ScoreSettings
 from prefopt.pipeline.trained import Trained, look_up
 from prefopt.training.terminal.narrator import Terminal
@@ -34,7 +34,7 @@ LIKE_TRAINING = ("max_length", "template_args", "too_long")
 
 
 @dataclass(frozen=True, slots=True)
-class TextScorer:
+class Scorer:
     """A reward model with the way in which its run rendered prompts and answers.
 
     Attributes:
@@ -42,23 +42,23 @@ class TextScorer:
         grower: makes trees of texts.
     """
 
-    scorer: Scorer
+    scorer: TreeScorer
     grower: Grower
 
     @classmethod
-    def load(cls, model: str, **settings: Any) -> "TextScorer":
+    def load(cls, model: str, **settings: Any) -> "Scorer":
         """Read a reward model and what is known of its run.
 
         Args:
             model: folder of a run, of a model or of an adapter, or a hub name.
-            settings: as `Scorer.load`.
+            settings: as `TreeScorer.load`.
 
         Raises:
             ModelError: it cannot be found or read, or is no reward model.
             DataError: its chat template cannot be used.
         """
         trained = look_up(str(settings.get("adapter") or model))
-        scorer = Scorer.load(model, **{"load_in_4bit": trained.in_4bit, **settings})
+        scorer = TreeScorer.load(model, **{"load_in_4bit": trained.in_4bit, **settings})
         return cls(scorer, grower_for(scorer, trained))
 
     def score(self, prompt: Turns, completions: Sequence[Turns]) -> list[float]:
@@ -99,9 +99,9 @@ class TextScorer:
         return grown.tree
 
 
-def score(model: "str | TextScorer", prompt: Turns, completions: Sequence[Turns]) -> list[float]:
+def score(model: "str | Scorer", prompt: Turns, completions: Sequence[Turns]) -> list[float]:
     """What `prefopt.score` does."""
-    return (TextScorer.load(model) if isinstance(model, str) else model).score(prompt, completions)
+    return (Scorer.load(model) if isinstance(model, str) else model).score(prompt, completions)
 
 
 def turns_of(given: Turns) -> str | Conversation:
@@ -118,7 +118,7 @@ def turns_of(given: Turns) -> str | Conversation:
         raise DataError('a chat is a list of turns, each with "role" and "content"') from None
 
 
-def grower_for(scorer: Scorer, trained: Trained) -> Grower:
+def grower_for(scorer: TreeScorer, trained: Trained) -> Grower:
     """Makes trees as the model's run did."""
     config, tokenizer = trained.config, scorer.tokenizer
     text_as, _ = trained.meant("auto", tokenizer)
@@ -138,7 +138,7 @@ def score_files(settings: ScoreSettings) -> None:
     if out is not None and out.exists() and not settings.overwrite:
         raise RunError(f"{out} is there already. Give another file as out, or --overwrite.")
     trained = look_up(settings.adapter or settings.model)
-    scorer = Scorer.load(
+    scorer = TreeScorer.load(
         settings.model,
         adapter=settings.adapter,
         precision=settings.precision,
@@ -159,7 +159,7 @@ def score_files(settings: ScoreSettings) -> None:
         narrator.say(f"scores: {out}")
 
 
-def like_training(settings: ScoreSettings, trained: Trained, scorer: Scorer) -> ScoreSettings:
+def like_training(settings: ScoreSettings, trained: Trained, scorer: TreeScorer) -> ScoreSettings:
     """The settings with what the model's run had where nothing else was asked for, and no longer than the model can read."""
     given = settings.model_fields_set
     changes = {name: trained.config[name] for name in LIKE_TRAINING if name not in given and name in trained.config}

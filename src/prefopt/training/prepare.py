@@ -31,7 +31,7 @@ from prefopt.training.terminal.words import opening_lines
 from prefopt.trees import PromptTree
 
 LOOKED_AT = 256
-"""Examples whose last tokens are looked at: all answers end in the same way."""
+"""Examples whose tokens are looked at for what answers end in, which is the same in all, and what else texts use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,10 @@ def give_padding(loaded: LoadedModel, data: RunData) -> str:
     """
     some = [*data.held_out[:LOOKED_AT], *(data.train[place] for place in range(min(LOOKED_AT, len(data.train))))]
     last = {int(completion.ids[-1]) for tree in some for completion in tree.completions}
-    return choose_padding(loaded, last | end_ids(loaded, data.end_of_turn))
+    used = {
+        token for tree in some for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions)) for token in ids.tolist()
+    }
+    return choose_padding(loaded, last | end_ids(loaded, data.end_of_turn), used)
 
 
 def make_room(
