@@ -277,10 +277,9 @@ def test_on_the_command_line_the_refusal_is_one_sentence(model_folder: Callable[
 
 
 def test_losses_against_several_references_decide_nothing(model_folder: Callable[..., Path], data: str, tmp_path: Path):
+    looks = {"eval_fraction": 0.25, "eval_every_steps": 1, "early_stop": 2}
     with pytest.raises(ConfigError, match="early_stop compares held-out losses of different steps"):
-        run(
-            "dpo", model_folder(), data, tmp_path / "out", eval_fraction=0.25, eval_every_steps=1, early_stop=2, sync_reference_every_steps=2
-        )  # fmt: skip
+        run("dpo", model_folder(), data, tmp_path / "out", sync_reference_every_steps=2, **looks)
 
 
 def test_how_it_follows_may_not_change_on_the_way(model_folder: Callable[..., Path], data: str, tmp_path: Path):
