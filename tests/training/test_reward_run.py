@@ -79,6 +79,8 @@ def test_transformers_reads_the_same_scores(trained: Path):
     found = scores_by_hand(model, tokenizer, TEXTS)
     alone = [scores_by_hand(model, tokenizer, [text])[0] for text in TEXTS]
     assert found == pytest.approx(alone, abs=1e-5)
+    tokenizer.padding_side = "left"  # against what was saved, and right all the same
+    assert scores_by_hand(model, tokenizer, TEXTS) == pytest.approx(alone, abs=1e-5)
     assert found[0] > found[1]
     assert prefopt.score(str(trained), "Is number 3 good?", ANSWERS) == pytest.approx(found, abs=1e-4)
 
