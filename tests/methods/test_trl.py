@@ -49,6 +49,10 @@ SAME: dict[str, tuple[Ours, Theirs]] = {
         ("dpo", {"f_divergence": "alpha", "f_alpha": 0.3}),
         {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
     ),
+    "sync_ref_model": (
+        ("dpo", {"sync_reference_every_steps": 2, "sync_reference_weight": 0.6}),
+        {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6},
+    ),
     "CPO": (("cpo", {"sft_weight": 0.5}), {"trainer": "cpo", "cpo_alpha": 0.5}),
     "SimPO": (
         ("simpo", {"beta": 2.0, "gamma": 0.8}),
