@@ -20,7 +20,7 @@ CLASSIFIER = "ForSequenceClassification"
 """How the library calls its classes of reward models, behind the architecture's name."""
 
 READERS: dict[ModelKind, Any] = {"language": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
-"""What reads a model of the kind."""
+"""What makes a model of the kind, from weights or from its config."""
 
 START = 0.1
 """Standard deviation of the scores that a new score layer gives, about: its weights are drawn with START / √(D + 1). Small, so that the

@@ -15,11 +15,12 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from prefopt.models.load import Precision, locate, new_adapter
 from prefopt.models.policy import hold_trained, no_dropout, transformers_logging_at
 from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
+from prefopt.models.read import READERS
 from prefopt.models.settings import ModelKind, ModelSettings
 
 
@@ -139,10 +140,9 @@ def build(settings: ModelSettings, precision: Precision, kind: ModelKind = "lang
     with torch.device("meta"), torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
         code = settings.trust_remote_code
-        makes: Any = AutoModelForCausalLM
         if kind == "reward":
-            makes, config.num_labels = AutoModelForSequenceClassification, 1
-        model: PreTrainedModel = makes.from_config(config, dtype=precision.weights, trust_remote_code=code)
+            config.num_labels = 1
+        model: PreTrainedModel = READERS[kind].from_config(config, dtype=precision.weights, trust_remote_code=code)
         packed = to_be_packed(model) if settings.load_in_4bit or kept_in_4bit(config) else []
         for weight in packed:
             weight.requires_grad_(False)
