@@ -157,7 +157,15 @@ def load_model(
         refuse_full(settings.model)
     tokenizer = load_tokenizer(settings)
     packing = four_bit_arguments(precision.autocast or torch.float32, device) if settings.load_in_4bit else None
-    model = read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code, packing=packing, kind=kind, seed=seed)
+    model = read_model(
+        source,
+        dtype=precision.weights,
+        trust_remote_code=settings.trust_remote_code,
+        packing=packing,
+        kind=kind,
+        seed=seed,
+        may_begin=not frozen or adapter_folder is not None,  # a score layer that nothing trains or replaces says nothing
+    )
     model = on_device(model, device)
     if in_4bit(model):  # its folder may hold it so, whatever the settings say
         one_arithmetic(model)
@@ -261,7 +269,7 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int, kind
         modules_to_save=settings.modules_to_save or None,
     )
     refuse_copies(model, settings.modules_to_save)
-    with torch.random.fork_rng(devices=[]), _peft():
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed % 2**63)
         names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
         try:
@@ -293,7 +301,7 @@ def _existing_adapter(model: PreTrainedModel, name: str, kind: ModelKind) -> Pef
     of_another = f"the adapter {name} was not made for {model.name_or_path or 'this model'}"
     remedy = "Give the model that it was trained on as model."
     try:
-        with _peft(), warnings.catch_warnings():
+        with quiet_peft(), warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapter = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
@@ -311,8 +319,8 @@ def _existing_adapter(model: PreTrainedModel, name: str, kind: ModelKind) -> Pef
 
 
 NOT_A_SCORER = (
-    "{0} is an adapter of a language model, and a reward model needs one with a score layer. Make one model of it and its base "
-    "(prefopt merge {0} --out DIR), and give that as model."
+    "{0} is an adapter of a language model, and a reward model needs one with a score layer. To train a reward model of it, make one "
+    "model of it and its base (prefopt merge {0} --out DIR), and give that as model."
 )
 
 
@@ -342,7 +350,7 @@ def downloaded_adapter(name: str) -> Path:
 
 
 @contextmanager
-def _peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Silences what peft asks of transformers and should not any more; the user cannot change it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)

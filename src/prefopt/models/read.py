@@ -36,6 +36,7 @@ def read_model(
     packing: Mapping[str, Any] | None = None,
     kind: ModelKind = "language",
     seed: int = 0,
+    may_begin: bool = True,
 ) -> PreTrainedModel:
     """A model from a folder or the hub, safetensors only.
 
@@ -47,29 +48,15 @@ def read_model(
         kind: `language` for a causal LM. `reward` for a sequence-classification model of one label: as its folder holds it, or made of a
             causal LM's, with a new score layer.
         seed: of a new score layer.
+        may_begin: whether a reward model may be made of a causal LM.
 
     Raises:
         ModelError: it cannot be found or read, weights are missing from it, it is an adapter, it is of the other kind, or it wants to run
             code of the hub.
     """
-    config: dict[str, Any] = {}
-    try:
-        config = PreTrainedConfig.get_config_dict(source)[0]
-        # The library would put an adapter that stands beside the weights into the model without a word, from a pickle too.
-        is_adapter = find_adapter_config_file(source) is not None
-        kernel = None if trust_remote_code else _hub_kernel(config)
-    except Exception:  # whatever is wrong is told below
-        is_adapter, kernel = False, None
-    if is_adapter:
-        raise ModelError(f"{source} holds an adapter. Give the whole model that it belongs to as model, and this as adapter.")
-    if kernel is not None:
-        raise ModelError(
-            f"the config of {source} asks for {kernel}, code of the hub that would run on this machine. "
-            "Delete that line of its config.json, or set trust_remote_code if you trust it."
-        )
+    config = safe_config(source, trust_remote_code=trust_remote_code)
     is_reward = is_reward_config(config)
-    if kind == "language" and is_reward:
-        raise ModelError(NOT_A_SPEAKER.format(source))
+    refuse_other_kind(source, kind, is_reward=is_reward, may_begin=may_begin or not config)
     more: dict[str, Any] = dict(packing or {}) | ({"num_labels": 1} if kind == "reward" and not is_reward else {})
     try:
         with transformers_logging_at("ERROR"):
@@ -103,6 +90,42 @@ NOT_A_SPEAKER = (
 )
 
 
+def safe_config(source: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """The config of a model; empty where it cannot be read, which whoever loads the model says better.
+
+    Raises:
+        ModelError: it is an adapter, or wants to run code of the hub.
+    """
+    config: dict[str, Any] = {}
+    try:
+        config = PreTrainedConfig.get_config_dict(source)[0]
+        # The library would put an adapter that stands beside the weights into the model without a word, from a pickle too.
+        is_adapter = find_adapter_config_file(source) is not None
+        kernel = None if trust_remote_code else _hub_kernel(config)
+    except Exception:
+        is_adapter, kernel = False, None
+    if is_adapter:
+        raise ModelError(f"{source} holds an adapter. Give the whole model that it belongs to as model, and this as adapter.")
+    if kernel is not None:
+        raise ModelError(
+            f"the config of {source} asks for {kernel}, code of the hub that would run on this machine. "
+            "Delete that line of its config.json, or set trust_remote_code if you trust it."
+        )
+    return config
+
+
+def refuse_other_kind(source: str, kind: ModelKind, *, is_reward: bool, may_begin: bool) -> None:
+    """Each kind of model is good for something else.
+
+    Raises:
+        ModelError: a reward model is to write, or a language model to score.
+    """
+    if kind == "language" and is_reward:
+        raise ModelError(NOT_A_SPEAKER.format(source))
+    if kind == "reward" and not (is_reward or may_begin):
+        raise ModelError(f"{source} is a language model, and gives no scores. Train a reward model of it: prefopt train reward.")
+
+
 def is_reward_config(config: Mapping[str, Any]) -> bool:
     """Whether a model's config.json is that of a reward model."""
     named = config.get("architectures")
@@ -121,7 +144,7 @@ def without_class(error: Exception, config: Mapping[str, Any]) -> str:
 
 
 def check_scores(model: PreTrainedModel, source: str) -> None:
-    """Whether the model gives one score by one linear layer over its decoder.
+    """Whether the model gives one score by one linear layer over its decoder; that layer is float32 from then on.
 
     Raises:
         ModelError: it has several labels, or another kind of head.

@@ -7,18 +7,15 @@ Shapes: C completions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefopt.engine.batch import Sharing, cost, pack
-from prefopt.errors import ModelError
-from prefopt.models.load import adapter_kind, choose_precision, load_model
+from prefopt.models.load import choose_precision, load_model
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
-from prefopt.models.read import is_reward_config
 from prefopt.models.speakers import Weights, device_named
 from prefopt.trees import PromptTree
 
@@ -76,7 +73,6 @@ class TreeScorer:
         weights = Weights.of(model, adapter)
         chosen = choose_precision(precision, where, adapter=weights.adapter is not None or load_in_4bit)
         settings = weights.settings(trust_remote_code).model_copy(update={"load_in_4bit": load_in_4bit})
-        refuse_without_scores(weights)
         loaded = load_model(settings, precision=chosen, device=where, seed=0, frozen=True, kind="reward")
         loaded.model.eval().requires_grad_(False)
         context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
@@ -112,24 +108,6 @@ class TreeScorer:
                 batch = pack(group, sharing=sharing, device=self.device)
                 found.append(self.policy(batch).last_scalars(batch.last_C).float())
         return torch.cat(found).cpu() if found else torch.zeros(0)
-
-
-def refuse_without_scores(weights: Weights) -> None:
-    """A language model has no score layer; with a new one it would give numbers without meaning.
-
-    Raises:
-        ModelError: it is one.
-    """
-    try:
-        if weights.adapter is not None:
-            found = adapter_kind(Path(weights.adapter)) == "reward"
-        else:
-            found = is_reward_config(PreTrainedConfig.get_config_dict(weights.source)[0])
-    except Exception:  # whatever is wrong is told when it is loaded
-        return
-    if not found:
-        name = weights.adapter or weights.source
-        raise ModelError(f"{name} is a language model, and gives no scores. Train a reward model of it: prefopt train reward.")
 
 
 def groups(trees: Sequence[PromptTree], sharing: Sharing, max_tokens: int) -> Iterator[list[PromptTree]]:

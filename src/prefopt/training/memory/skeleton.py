@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedModel
 
-from prefopt.models.load import Precision, locate, new_adapter
+from prefopt.models.load import Precision, locate, new_adapter, quiet_peft
 from prefopt.models.policy import hold_trained, no_dropout, transformers_logging_at
 from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
-from prefopt.models.read import READERS
+from prefopt.models.read import READERS, check_scores
 from prefopt.models.settings import ModelKind, ModelSettings
 
 
@@ -143,13 +143,16 @@ def build(settings: ModelSettings, precision: Precision, kind: ModelKind = "lang
         if kind == "reward":
             config.num_labels = 1
         model: PreTrainedModel = READERS[kind].from_config(config, dtype=precision.weights, trust_remote_code=code)
+        if kind == "reward":
+            check_scores(model, source)
         packed = to_be_packed(model) if settings.load_in_4bit or kept_in_4bit(config) else []
         for weight in packed:
             weight.requires_grad_(False)
         if adapter_folder:
             adapter_config = PeftConfig.from_pretrained(adapter_folder)
             adapter_config.inference_mode = False
-            get_peft_model(model, adapter_config)
+            with quiet_peft():
+                get_peft_model(model, adapter_config)
         elif settings.lora_rank:
             new_adapter(model, settings, seed=0, kind=kind)
         hold_trained(model, precision.trained)
