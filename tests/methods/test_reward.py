@@ -14,6 +14,7 @@ from prefopt.engine.logps import TokenLogps
 from prefopt.errors import DataError
 from prefopt.losses import centring_loss, plackett_luce_loss, reward_loss
 from prefopt.methods.reward import Reward, RewardSettings
+from prefopt.training.assemble import method_named, settings_for
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -136,6 +137,15 @@ def test_a_margin_needs_scores():
 def test_an_order_is_no_pair(other: str):
     with pytest.raises(ValidationError, match=f"plackett_luce reads whole rankings, and {other} is about pairs"):
         RewardSettings(plackett_luce=True, **{other: True})
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+@pytest.mark.parametrize("whole", ["all_pairs", "plackett_luce"])
+def test_a_ranking_that_is_read_whole_is_not_cut_into_pairs(name: str, whole: str):
+    kind = settings_for(method_named(name))
+    with pytest.raises(ValidationError, match=f"pairs_of_ranks says which pairs are made of a ranking, and {whole} reads it whole"):
+        kind(model="m", data=["d"], out="o", pairs_of_ranks="best", **{whole: True})
+    assert kind(model="m", data=["d"], out="o", **{whole: True}).pairs_of_ranks == "all"
 
 
 def test_rankings_are_asked_for_only_where_they_are_read():
