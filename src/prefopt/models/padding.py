@@ -8,6 +8,7 @@ padding token that ends no answer; the layers never see it, for a causal model's
 from collections.abc import Collection, Iterator
 from itertools import chain
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import ModelError
@@ -32,10 +33,11 @@ def choose_padding(loaded: LoadedModel, ends: Collection[int], used: Collection[
         ModelError: the vocabulary has none that would do.
     """
     tokenizer, model = loaded.tokenizer, loaded.model
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)
     eos = tokenizer.eos_token_id
     taken = {*ends, *(eos if isinstance(eos, list) else [eos])}
-    free = [(token, index) for token, index in candidates(tokenizer) if index not in taken and 0 <= index < rows]
+    free = [(token, index) for token, index in candidates(tokenizer) if index not in taken and index < len(embeddings)]
     chosen = next(chain((found for found in free if found[1] not in used), free), None)
     if chosen is None:
         raise ModelError(
