@@ -172,6 +172,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "hard": {"sync_reference_every_steps": 3, "sync_reference_weight": 1.0},
     "adapter": {"sync_reference_every_steps": 2, "lora_rank": 4, "learning_rate": 1e-2},
     "every step": {"sync_reference_every_steps": 1},
+    "dora": {"sync_reference_every_steps": 2, "sync_reference_weight": 1.0, "lora_rank": 2, "dora": True, "rslora": True},
 }
 
 
