@@ -3,8 +3,8 @@
     prefopt.train("dpo", model="model", data="pairs.jsonl", out="runs/dpo")
 
 `prefopt.losses` holds the methods' losses as pure functions, `prefopt.Policy` the engine around a
-model, `prefopt.Callback` the base of code that follows a run. They load torch when they are first used, so that
-`import prefopt` and the command line's help do not.
+model, `prefopt.Scorer` a reward model that scores answers, `prefopt.Callback` the base of code that follows a run. They load torch
+when they are first used, so that `import prefopt` and the command line's help do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Policy", "__version__", "losses", "sweep", "train"]
+__all__ = ["Callback", "Policy", "Scorer", "__version__", "losses", "score", "sweep", "train"]
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
+    from prefopt.pipeline.score import Scorer
     from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
@@ -71,7 +72,30 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
     return result
 
 
+def score(
+    model: "str | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
+) -> list[float]:
+    """A reward model's scores of answers to a prompt, rendered as its run rendered them.
+
+    Args:
+        model: folder of a run, of a model or of an adapter, or a hub name, which is read each time; or `prefopt.Scorer.load(name)`, once.
+        prompt: text, or the turns of a chat, each with `role` and `content`.
+        completions: answers to it.
+
+    Returns:
+        One score each: higher is better, and only differences between answers to the same prompt mean something.
+
+    Raises:
+        ModelError: it cannot be found or read, or is no reward model.
+        DataError: an answer is empty or does not fit.
+    """
+    found: list[float] = import_module("prefopt.pipeline.score").score(model, prompt, completions)
+    return found
+
+
 def __getattr__(name: str) -> Any:
+    if name == "Scorer":
+        return import_module("prefopt.pipeline.score").Scorer
     if name == "losses":
         return import_module("prefopt.losses")
     if name == "Policy":

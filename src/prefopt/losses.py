@@ -19,6 +19,7 @@ from prefopt.methods.nca import nca_loss
 from prefopt.methods.orpo import orpo_loss
 from prefopt.methods.ranked import plackett_luce_loss
 from prefopt.methods.rdpo import rdpo_loss
+from prefopt.methods.reward import centring_loss, reward_loss
 from prefopt.methods.robust import robust_loss
 from prefopt.methods.sft import sft_loss
 from prefopt.methods.simpo import simpo_loss
@@ -29,6 +30,7 @@ __all__ = [
     "apo_zero_loss",
     "bco_loss",
     "bco_thumbs_loss",
+    "centring_loss",
     "cpo_loss",
     "discopop_loss",
     "dpo_loss",
@@ -42,6 +44,7 @@ __all__ = [
     "orpo_loss",
     "plackett_luce_loss",
     "rdpo_loss",
+    "reward_loss",
     "robust_loss",
     "sft_loss",
     "simpo_loss",

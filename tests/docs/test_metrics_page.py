@@ -30,6 +30,7 @@ def files(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         run("dpo", model_folder(), data, folder / "lora", eval_data=held_out, lora_rank=2, early_stop=1, **common),
         run("sft", model_folder(), data, folder / "sft", eval_data=held_out, **common),
         run("kto", model_folder(), data, folder / "kto", eval_data=held_out, **common),
+        run("reward", model_folder(), data, folder / "reward", eval_data=held_out, **common),
         run("dpo", model_folder(), data, folder / "bare", max_steps=1),
     ]
     metrics = {name for result in runs for row in rows(result.folder) for name in row}

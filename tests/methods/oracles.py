@@ -121,6 +121,12 @@ def orpo(c: float, r: float) -> float:
     return -log_sigma(math.log(odds[0] / odds[1]))
 
 
+def reward(c: float, r: float, *, margin: float, label_smoothing: float) -> float:
+    """Cross-entropy of the label with the Bradley-Terry probability of scores, the chosen one less its margin."""
+    right = sigma(c - margin - r)
+    return -(1 - label_smoothing) * math.log(right) - label_smoothing * math.log(1 - right)
+
+
 def plackett_luce(rewards: Sequence[float]) -> float:
     """The given order is the best first; its probability, by drawing without replacement, is normalised over all orders."""
 

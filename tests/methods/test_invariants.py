@@ -39,6 +39,16 @@ def thumbs(num: int) -> list[PromptTree]:
     ]
 
 
+def scored_pairs(num: int) -> list[PromptTree]:
+    """Pairs whose answers bring scores, the chosen one's higher by 0 to 2."""
+    return [
+        replace(
+            tree, completions=tuple(replace(one, reward=1.0 + reward) for one, reward in zip(tree.completions, (place % 3, 0), strict=True))
+        )
+        for place, tree in enumerate(pairs(num))
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """A method with settings, and what it reads."""
@@ -101,6 +111,10 @@ CASES = {
     "apo-zero": Case("apo-zero", {"beta": 0.3}),
     "apo-down": Case("apo-down", {"beta": 0.3}),
     "discopop": Case("discopop", {"beta": 0.3}),
+    "reward": Case("reward", {"center_weight": 0.05, "label_smoothing": 0.1}),
+    "reward with margins": Case("reward", {"margin_from_scores": True}, scored_pairs),
+    "reward on all pairs": Case("reward", {"all_pairs": True, "center_weight": 0.05}, rankings),
+    "reward on orders": Case("reward", {"plackett_luce": True, "center_weight": 0.05}, rankings),
 }
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -193,6 +207,8 @@ def test_evaluation_gives_the_step_s_numbers(make_model, case: Case):
 @EVERY
 def test_unscored_tokens_are_as_if_absent_from_the_loss(make_model, case: Case):
     """A masked token changes what is read after it, so it stands at the end."""
+    if case.name == "reward":
+        pytest.skip("its score is read at the last token, whether that is scored or not")
     trees = case.trees(5)
     state = case.state(trees)
 
@@ -224,7 +240,7 @@ def test_at_the_reference_it_is_finite_and_the_figures_are_zero(make_model, case
         assert result.metrics["kl"] == pytest.approx(0, abs=1e-12)
 
 
-WITHOUT_BETA = {"sft": "has no reward", "orpo": "odds_weight scales the reward of its metrics only"}
+WITHOUT_BETA = {"sft": "has no reward", "orpo": "odds_weight scales the reward of its metrics only", "reward": "has none"}
 
 
 @EVERY
@@ -255,6 +271,9 @@ def test_examples_of_weight_zero_only_give_no_gradient(make_model, case: Case):
         ("cpo", {"sft_weight": 0.0}, {"label_smoothing": 0.0}),
         ("dpo", {}, {"mix": {}, "all_pairs": True}),
         ("bco", {}, {"mix": {"hinge": 0.0, "bco": 0.0}}),
+        ("reward", {}, {"center_weight": 0.0, "label_smoothing": 0.0}),
+        ("reward", {"center_weight": 0.1}, {"all_pairs": True}),
+        ("reward", {"center_weight": 0.1}, {"plackett_luce": True}),
     ],
 )
 def test_weight_zero_equals_absent(make_model, name: str, settings: dict[str, Any], nothing: dict[str, Any]):
@@ -268,7 +287,9 @@ def test_weight_zero_equals_absent(make_model, name: str, settings: dict[str, An
     assert result.metrics == pytest.approx(other_result.metrics, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted({"dpo", "robust", "hinge", "ln-dpo", "ipo", "exo", "discopop", "dpop", "rdpo", "simpo", "cpo"}))
+@pytest.mark.parametrize(
+    "name", sorted({"dpo", "robust", "hinge", "ln-dpo", "ipo", "exo", "discopop", "dpop", "rdpo", "simpo", "cpo", "reward"})
+)
 def test_swapping_chosen_and_rejected_negates_the_margin(make_model, name: str):
     trees = pairs(5)
     swapped = [replace(tree, completions=tree.completions[::-1]) for tree in trees]

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def num(self) -> int:
-        return 2 if self.loss in (losses.simpo_loss, losses.cpo_loss, losses.orpo_loss) else 4
+        return 2 if self.loss in (losses.simpo_loss, losses.cpo_loss, losses.orpo_loss, losses.reward_loss) else 4
 
     def __call__(self, *values: Tensor) -> Tensor:
         shaped = {name: tensor.to(values[0].dtype).expand(values[0].shape) for name, tensor in self.tensors.items()}
@@ -96,6 +96,16 @@ CASES = {
         {"beta": 2.0, "gamma_beta_ratio": 0.5, "label_smoothing": 0.1},
     ),
     "cpo": Case(losses.cpo_loss, oracles.cpo, {"beta": 0.3, "label_smoothing": 0.2}, 0.8 * 0.554355 + 0.2 * 0.854355, LOG2),
+    # −1 − −2 − 0.5 = 0.5; log(1 + e^−0.5) = 0.474077 and log(1 + e^0.5) = 0.974077;  at equal scores the same with their signs
+    "reward": Case(
+        losses.reward_loss,
+        oracles.reward,
+        {"label_smoothing": 0.2},
+        0.8 * 0.474077 + 0.2 * 0.974077,
+        0.8 * 0.974077 + 0.2 * 0.474077,
+        {"label_smoothing": 0.2, "margin": 0.5},
+        {"margin_B": torch.tensor(0.5)},
+    ),
     # odds e^−1/(1−e^−1) = 0.581977 and e^−2/(1−e^−2) = 0.156518; log of their ratio 1.313262; −log σ of it
     "orpo": Case(losses.orpo_loss, oracles.orpo, {}, 0.238183, LOG2),
 }
@@ -415,7 +425,7 @@ def test_tail_weights_agree_with_the_oracle():
 
 
 def test_every_public_loss_is_looked_at_here():
-    elsewhere = {"sft_loss", "kto_loss", "bco_thumbs_loss", "plackett_luce_loss"}
+    elsewhere = {"sft_loss", "kto_loss", "bco_thumbs_loss", "plackett_luce_loss", "centring_loss"}
     assert {case.loss.__name__ for case in CASES.values()} | elsewhere == set(losses.__all__)
 
 

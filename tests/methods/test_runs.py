@@ -21,6 +21,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "bco on thumbs": ("bco", {"unpaired": True}),
     "dpo on orders": ("dpo", {"plackett_luce": True}),
     "ipo on all pairs": ("ipo", {"all_pairs": True}),
+    "reward on orders": ("reward", {"plackett_luce": True, "center_weight": 0.01}),
+    "reward on all pairs": ("reward", {"all_pairs": True}),
 }
 
 
@@ -57,7 +59,7 @@ def test_a_run_learns_and_tells(model_folder: Callable[..., Path], data: dict[st
         assert after["eval/loss"] != before["eval/loss"]
         return
     assert after["eval/loss"] < before["eval/loss"]
-    if method in pair_methods() and "thumbs" not in name:
+    if (method in pair_methods() or method == "reward") and "thumbs" not in name:
         assert after["eval/rewards/margin"] > before["eval/rewards/margin"]
         assert after["eval/rewards/accuracy"] >= before["eval/rewards/accuracy"]
     elif method != "sft":

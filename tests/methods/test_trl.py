@@ -49,6 +49,10 @@ SAME: dict[str, tuple[Ours, Theirs]] = {
         ("dpo", {"f_divergence": "alpha", "f_alpha": 0.3}),
         {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
     ),
+    "sync_ref_model": (
+        ("dpo", {"sync_reference_every_steps": 2, "sync_reference_weight": 0.6}),
+        {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6},
+    ),
     "CPO": (("cpo", {"sft_weight": 0.5}), {"trainer": "cpo", "cpo_alpha": 0.5}),
     "SimPO": (
         ("simpo", {"beta": 2.0, "gamma": 0.8}),
@@ -57,6 +61,8 @@ SAME: dict[str, tuple[Ours, Theirs]] = {
     "ORPO": (("orpo", {"odds_weight": 0.2}), {"trainer": "orpo", "beta": 0.2}),
     # mostly thumbs up, so that everything becomes likelier and z0 is above 0
     "KTO": (("kto", MOSTLY_UP), {"trainer": "kto", **MOSTLY_UP}),
+    "Reward": (("reward", {}), {"trainer": "reward"}),
+    "center_rewards_coefficient": (("reward", {"center_weight": 0.1}), {"trainer": "reward", "center_rewards_coefficient": 0.1}),
 }
 """Losses that agree: how the table calls them, and both sides."""
 
@@ -80,7 +86,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def theirs(model: Path, data: str, out: Path, given: Theirs) -> list[float]:
     """TRL's losses before each step."""
     from datasets import load_dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     given = dict(given)
     kind = given.pop("trainer", "dpo")
@@ -93,6 +99,9 @@ def theirs(model: Path, data: str, out: Path, given: Theirs) -> list[float]:
     elif kind == "kto":
         from trl import KTOConfig as Config
         from trl import KTOTrainer as Trainer
+    elif kind == "reward":
+        from trl import RewardConfig as Config
+        from trl import RewardTrainer as Trainer
     else:
         from trl import DPOConfig as Config
         from trl import DPOTrainer as Trainer
@@ -109,6 +118,12 @@ def theirs(model: Path, data: str, out: Path, given: Theirs) -> list[float]:
         from trl import unpair_preference_dataset
 
         given_rows = unpair_preference_dataset(given_rows)
+    made: Any = AutoModelForCausalLM
+    if kind == "reward":  # it wants whole texts
+        given_rows = given_rows.map(
+            lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}, remove_columns=["prompt"]
+        )
+        made = AutoModelForSequenceClassification
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.bos_token = None  # the older trainers put one before every prompt
     config = Config(
@@ -116,7 +131,7 @@ def theirs(model: Path, data: str, out: Path, given: Theirs) -> list[float]:
         lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none", use_cpu=True,
         disable_tqdm=True, max_length=128, **given,
     )  # fmt: skip
-    trainer = Heard(model=AutoModelForCausalLM.from_pretrained(model), args=config, train_dataset=given_rows, processing_class=tokenizer)
+    trainer = Heard(model=made.from_pretrained(model), args=config, train_dataset=given_rows, processing_class=tokenizer)
     trainer.train()
     return found
 
@@ -149,8 +164,11 @@ def their_partners(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_six_steps_agree(model_folder: Callable[..., Path], data: str, tmp_path: Path, their_partners: None, name: str):
     mine, other = SAME[name]
-    expected = theirs(model_folder(), data, tmp_path, other)
-    found = ours(model_folder(), data, tmp_path, mine)
+    model = model_folder()
+    if mine[0] == "reward":  # both begin with the same score layer
+        model = run("reward", model, data, tmp_path / "begun", max_steps=1).model_dir
+    expected = theirs(model, data, tmp_path, other)
+    found = ours(model, data, tmp_path, mine)
     assert len(found) == len(expected) == STEPS
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert abs(found[0] - found[-1]) > 1e-3  # it went somewhere

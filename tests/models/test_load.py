@@ -12,8 +12,9 @@ from torch import nn
 
 from prefopt.errors import ModelError
 from prefopt.models import load
-from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model, load_tokenizer, locate, read_model
+from prefopt.models.load import LoadedModel, Precision, choose_precision, load_model, load_tokenizer, locate
 from prefopt.models.policy import trained_parameters
+from prefopt.models.read import read_model
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
 

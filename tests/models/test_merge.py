@@ -22,7 +22,7 @@ from prefopt.models.merge import (
     load_to_merge,
     measure,
     merge_weights,
-    token_logps,
+    token_values,
     write_model,
 )
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -65,9 +65,9 @@ def make_adapter(base: Path, out: Path, *, std: float = 0.05, **config: Any) -> 
 def merged(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Change, torch.Tensor, torch.Tensor]:
     """The merged model, its change, and log-probs of base with adapter and of the base alone."""
     loaded = load_to_merge(str(base), str(adapter), device=CPU)
-    trained = token_logps(loaded.model, TREES)
+    trained = token_values(loaded.model, TREES)
     with adapter_off(loaded) as alone:
-        before = token_logps(alone, TREES)
+        before = token_values(alone, TREES)
     model, change = merge_weights(loaded, dtype)
     return model, change, trained, before
 
@@ -103,7 +103,7 @@ def test_merged_is_base_with_adapter_in_memory_and_on_disk(kind: str, tied: bool
     adapter = make_adapter(base, tmp_path / "adapter", **KINDS[kind])
     model, change, trained, before = merged(base, adapter)
     assert (trained - before).abs().mean() > 1e-3  # it does something
-    assert (token_logps(model, TREES) - trained).abs().max() < 1e-5
+    assert (token_values(model, TREES) - trained).abs().max() < 1e-5
     assert not any("lora" in name or "base_layer" in name or "modules_to_save" in name for name in model.state_dict())
     assert not change.is_nothing
     assert change.lost == 0.0  # float32 is what it was merged in
@@ -111,7 +111,7 @@ def test_merged_is_base_with_adapter_in_memory_and_on_disk(kind: str, tied: bool
     write_model(model, tokenizer, tmp_path / "out", end_of_turn="<end>")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert read.dtype == torch.float32
-    assert (token_logps(read.eval(), TREES) - trained).abs().max() < 1e-5
+    assert (token_values(read.eval(), TREES) - trained).abs().max() < 1e-5
     own_weights = read.get_input_embeddings().weight.data_ptr() != read.get_output_embeddings().weight.data_ptr()
     apart = kind in ("embeddings", "head", "embeddings in full", "head in full", "some tokens")
     assert own_weights == (not tied or apart or kind == "bias")
@@ -121,7 +121,7 @@ def test_layers_of_gpt2_are_stored_the_other_way_round(model_folder, tmp_path: P
     adapter = make_adapter(model_folder("gpt2"), tmp_path / "adapter", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
     model, _, trained, before = merged(model_folder("gpt2"), adapter)
     assert (trained - before).abs().mean() > 1e-3
-    assert (token_logps(model, TREES) - trained).abs().max() < 1e-5
+    assert (token_values(model, TREES) - trained).abs().max() < 1e-5
 
 
 def test_the_arithmetic_is_float32_also_on_a_base_that_is_kept_in_bf16(model_folder, tmp_path: Path):
@@ -176,7 +176,7 @@ def test_an_adapter_from_before_training_changes_nothing(model_folder, tmp_path:
     model, change, trained, before = merged(model_folder(), adapter, torch.bfloat16)
     assert change.is_nothing
     assert torch.equal(trained, before)
-    assert torch.equal(token_logps(model, TREES), before)
+    assert torch.equal(token_values(model, TREES), before)
 
 
 def test_rounding_leaves_alone_what_loading_computes_anew(model_folder, tmp_path: Path):

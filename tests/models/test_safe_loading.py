@@ -5,6 +5,7 @@ Each hostile file here would leave a mark if it ran: a file in the test's own fo
 
 import ast
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -21,7 +22,8 @@ from tests.hostile import module_that_leaves, poison
 import prefopt
 from prefopt.config import from_yaml
 from prefopt.errors import ModelError, RunError
-from prefopt.models.load import LoadedModel, Precision, load_model, load_tokenizer, read_model
+from prefopt.models.load import LoadedModel, Precision, load_model, load_tokenizer
+from prefopt.models.read import read_model
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
 from prefopt.training.record.checkpoint import Checkpoints
@@ -310,7 +312,7 @@ def test_weights_are_asked_for_as_safetensors_wherever_a_model_is_read():
         node
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("AutoModelForCausalLM.from_pretrained")
+        if isinstance(node, ast.Call) and re.search(r"(AutoModel\w*|READERS\[kind\])\.from_pretrained$", ast.unparse(node.func))
     ]
     assert readers
     for node in readers:

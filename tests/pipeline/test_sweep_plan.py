@@ -93,6 +93,8 @@ def test_how_it_starts_is_the_sweep_s_business_and_not_its_runs():
         ({"samples": ["1", "2"]}, {}, "samples: cannot be swept: it changes what is noted of a run"),
         ({"seed": ["1", "2"]}, {}, "seed: cannot be swept beside eval_fraction, because it also draws which examples are held out"),
         ({"beta": [0.1]}, {"eval_fraction": 0}, r"eval_fraction: a sweep compares its runs on held-out examples, and nothing is held out"),
+        ({"sync_reference_weight": [0.5, 1]}, {}, "sync_reference_weight: cannot be swept: it is what margins and KL are measured from"),
+        ({"beta": [0.1]}, {"sync_reference_every_steps": 8}, "with a reference that follows the policy each run would measure them from"),
         ({"beta": [0.1]}, {"data": "-"}, "data: standard input .* put it into a file"),
         ({"beta": [0.1]}, {"epochs": -1, "batchsize": 2}, r"(?s)2 mistakes.*epochs: must be.*batchsize: no such setting"),
         ({"beta": [0.1]}, {"max_runs": 0}, "max_runs: must be greater than or equal to 1"),
@@ -133,7 +135,8 @@ def test_a_seed_may_be_swept_where_it_draws_no_held_out_examples():
 def test_every_setting_is_swept_or_refused_with_a_reason(method: str):
     """What is refused is there: a setting that was renamed would otherwise be swept unnoticed."""
     fields = settings_for(method_named(method)).model_fields
-    assert {name for name in NOT_SWEPT if name not in fields} <= {"score", "reference", "kl_budget", "pairs_of_ranks"}
+    of_some = {"score", "reference", "sync_reference_every_steps", "sync_reference_weight", "kl_budget", "pairs_of_ranks"}
+    assert {name for name in NOT_SWEPT if name not in fields} <= of_some
     swept = {name for name, info in fields.items() if name not in NOT_SWEPT and not takes_several(info)}
     assert {"learning_rate", "epochs", "batch_size", "lora_rank", "weight_decay", "seed"} <= swept
 

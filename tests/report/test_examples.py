@@ -165,6 +165,9 @@ def test_what_the_left_column_is_is_said(tmp_path: Path):
     assert sides(same)[0][0] == "before training: the reference"
     other = read_run(make_run(tmp_path / "other", settings={"reference": "/home/somebody/other"}))
     assert introduction(other).endswith("not the reference (other).")
+    moving = read_run(make_run(tmp_path / "moving", settings={"sync_reference_every_steps": 8}))
+    assert introduction(moving).endswith("not the reference (the model before training, moved towards the policy every 8 steps).")
+    assert sides(moving)[0][0] == "before training"
     assert sides(other)[0][0] == "before training"
     assert "This method has no reference" in introduction(read_run(make_run(tmp_path / "sft", method="sft")))
     assert "held-out prompts" in introduction(same)

@@ -144,6 +144,8 @@ def test_the_distance_is_that_on_its_own_answers_where_it_was_measured(tmp_path:
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"after": summary["after"] | {"samples/kl": 0.01}}))
     assert verdict_of(run).cost.startswith("It moved 0.01 nats per answer away from its reference (KL on its own answers); the chosen")
+    moving = make_run(tmp_path / "moving", settings={"sync_reference_every_steps": 8})
+    assert "nats per answer away from its reference, which has followed it (KL on" in verdict_of(moving).cost
 
 
 def test_a_single_step_has_not_moved_by_nothing(tmp_path: Path):

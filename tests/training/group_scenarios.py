@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tests.conftest import _model
 from tests.training.runs import run
-from tests.training.test_step import Coupled, demonstrations, pairs
+from tests.training.test_step import Coupled, demonstrations, pairs, reward_model
 from torch.distributed.tensor import DTensor
 
 import prefopt.cli.entry
@@ -33,8 +33,10 @@ from prefopt.engine.head import HeadShape
 from prefopt.errors import DataError, PrefoptError
 from prefopt.methods.dpo import DPO, DPOSettings
 from prefopt.methods.method import Method, MethodSettings
+from prefopt.methods.reward import Reward, RewardSettings
 from prefopt.methods.sft import SFT, SFTSettings
 from prefopt.models.load import checkpoint_activations
+from prefopt.models.moving import Following, MovingReference
 from prefopt.models.policy import EnginePath, Policy, no_dropout, trained_parameters
 from prefopt.models.reference import AdapterOff, FrozenAdapter, FrozenCopy, Reference
 from prefopt.rollout.sample import sample
@@ -156,9 +158,12 @@ def make_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
     """A trainer of a small GPT-2 in float64 (its norms compute in float64 too; Llama's do not).
 
     Args:
-        case: `parallel`, `method`, `lora`, `tied`, `reference` (copy, off, start), `checkpointing`, `own_head`, `clip`.
+        case: `parallel`, `method`, `lora`, `tied`, `reference` (copy, off, start), `checkpointing`, `own_head`, `clip`, `follows` (the
+            policy's share in the reference before each step but the first).
         processes: of the group.
     """
+    if case["method"] == "reward":
+        return make_reward_trainer(case, processes)
     policy, other = (small_policy(seed, tied=case["tied"], own_head=case.get("own_head", False)) for seed in (0, 1))
     method: Method = Coupled(MethodSettings()) if case["method"] == "coupled" else DPO(DPOSettings(beta=0.3, label_smoothing=0.1))
     reference: Reference
@@ -183,9 +188,30 @@ def make_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
     wrapped = wrap(policy, processes, case["parallel"])
     if isinstance(reference, FrozenCopy) and case["parallel"] == "fsdp" and processes.count > 1:
         shard(reference.policy, processes)
+    if "follows" in case:
+        assert isinstance(reference, FrozenCopy | FrozenAdapter)
+        reference = MovingReference(reference, policy, Following(1, case["follows"]))
     optimizer = make_optimizer(trained_parameters(policy), weight_decay=0.01)
     schedule = Schedule(1e-3, 10, 0.0, "constant")
     return Trainer(policy, wrapped, method, reference, optimizer, schedule, case.get("clip", 1e9), 60, None, processes)
+
+
+def make_reward_trainer(case: dict[str, Any], processes: Processes) -> Trainer:
+    """The same of a reward model."""
+    policy = Policy(reward_model(small_policy(0).model).double(), EnginePath("flat", None, scores=True))
+    if case["lora"]:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+            torch.manual_seed(5)
+            config = LoraConfig(
+                task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=True
+            )
+            get_peft_model(policy.model, config).double()
+    no_dropout(policy)
+    wrapped = wrap(policy, processes, case["parallel"])
+    optimizer = make_optimizer(trained_parameters(policy), weight_decay=0.01)
+    method = Reward(RewardSettings(center_weight=0.1))
+    return Trainer(policy, wrapped, method, None, optimizer, Schedule(1e-3, 10, 0.0, "constant"), 1e9, 60, None, processes)
 
 
 def small_policy(seed: int, *, tied: bool = True, own_head: bool = False) -> Policy:

@@ -92,6 +92,8 @@ REFUSED: dict[str, Any] = {
     "beta": 0.2,
     "label_smoothing": 0.1,
     "reference": "/a/reference",
+    "sync_reference_every_steps": 2,
+    "sync_reference_weight": 0.5,
 }
 """The same for all others of DPO."""
 
@@ -200,6 +202,8 @@ def test_a_setting_that_decides_the_numbers_may_not_change(killed: Path, model: 
     settings = {"model": model, **SAME, name: REFUSED[name]}
     if name in ("lora_alpha", "target_modules", "modules_to_save"):
         settings["lora_rank"] = 1
+    if name == "sync_reference_weight":
+        settings["sync_reference_every_steps"] = 2
     with pytest.raises(RunError) as caught:
         run("dpo", settings.pop("model"), pairs, killed, resume=True, **settings)
     message = str(caught.value)

@@ -28,6 +28,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"method": "dpo", "lora": True, "tied": True, "reference": "off"},
     "adapter, untied, clipped": {"method": "coupled", "lora": True, "tied": False, "reference": "start", "clip": 0.5},
     "adapter, recomputed": {"method": "dpo", "lora": True, "tied": True, "reference": "start", "checkpointing": True},
+    "full, reference follows": {"method": "dpo", "lora": False, "tied": True, "reference": "copy", "follows": 0.6},
+    "adapter, reference follows": {"method": "dpo", "lora": True, "tied": True, "reference": "start", "follows": 0.6},
+    "reward model": {"method": "reward", "lora": False},
+    "reward model, adapter": {"method": "reward", "lora": True},
 }
 CASES = {f"{parallel}: {kind}": case | {"parallel": parallel} for parallel, (kind, case) in product(("ddp", "fsdp"), KINDS.items())}
 
@@ -147,8 +151,12 @@ SETTINGS = {
     "full": {"eval_fraction": 0.3, "eval_every_steps": 2, "samples": 2, "sample_tokens": 8},
     "adapter": {"lora_rank": 4, "reference_cache": False, "max_tokens": 60, "gradient_checkpointing": True, "samples": 0},
     "copy": {"reference_cache": False, "max_tokens": 60, "samples": 0},
+    "moving": {"sync_reference_every_steps": 2, "sync_reference_weight": 0.5, "samples": 0},
+    "moving adapter": {"sync_reference_every_steps": 2, "lora_rank": 4, "samples": 0},
+    "reward": {"eval_fraction": 0.3},
 }
-"""With the reference read beforehand; with the adapter switched off in every step; with a second model in memory."""
+"""With the reference read beforehand; with the adapter switched off in every step; with a second model in memory; with a reference that
+follows the policy; and a reward model."""
 
 COMMON = {"save_every_steps": 2, "keep_checkpoints": 9}
 
@@ -164,10 +172,11 @@ def runs(groups: Server, model_folder: Callable[..., Path], pairs: str, tmp_path
         if out.exists():
             return out
         settings = {"cache_dir": folder / f"cache-{parallel}", **COMMON, **SETTINGS[kind]}
+        method = "reward" if kind == "reward" else "dpo"
         if parallel == "one":
-            run("dpo", model, pairs, out, **settings)
+            run(method, model, pairs, out, **settings)
         else:
-            groups.run("train", method="dpo", model=model, data=pairs, out=out, parallel=parallel, **settings)
+            groups.run("train", method=method, model=model, data=pairs, out=out, parallel=parallel, **settings)
         return out
 
     return made
@@ -190,11 +199,16 @@ def test_a_run_is_that_of_one_process(runs, kind: str, parallel: str):
         assert lines[0][:2] == lines[1][:2]  # before training: the same model
 
 
-@pytest.mark.parametrize(("began", "goes_on"), [("fsdp", "one"), ("one", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp")])
+ENDS = [("fsdp", "one"), ("one", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"), ("moving", "fsdp")]
+
+
+@pytest.mark.parametrize(("began", "goes_on"), ENDS)
 def test_a_run_goes_on_however_its_processes_share_the_model(
     runs, groups: Server, model_folder: Callable[..., Path], pairs: str, tmp_path: Path, began: str, goes_on: str
 ):
     kind = "adapter" if (began, goes_on) == ("ddp", "fsdp") else "full"
+    if began == "moving":
+        kind, began = "moving", "fsdp"
     out = cut_short(runs(kind, began), tmp_path / "run")
     settings = {"cache_dir": tmp_path / "cache", **COMMON, **SETTINGS[kind], "resume": True}
     before = figures(out)[:2]

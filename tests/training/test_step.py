@@ -1,11 +1,13 @@
 """One optimizer step: its gradients do not depend on how the work was cut, for every unit and every coupling."""
 
+import copy
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from prefopt.engine.head import HeadShape
 from prefopt.errors import RunError
@@ -78,10 +80,21 @@ CASES: dict[str, tuple[Callable[[], Method], Callable[[int], list[PromptTree]]]]
 }
 
 
+def reward_model(language_model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A random reward model of the same shape."""
+    config = copy.deepcopy(language_model.config)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(config)
+
+
 def trainer(make_model, method: Method, *, max_tokens: int = 4096, sharing: str = "flat", processes: Processes = ONE_PROCESS) -> Trainer:
-    path = EnginePath(sharing, HeadShape())
+    is_reward = method.needs.model == "reward"
+    path = EnginePath(sharing, None, scores=True) if is_reward else EnginePath(sharing, HeadShape())
     # GPT-2: its norms compute in float64 where the model does; Llama's compute in float32 whatever the model.
-    policy, other = (Policy(make_model("gpt2", seed=seed, initializer_range=0.2).double(), path) for seed in (0, 1))
+    models = (make_model("gpt2", seed=seed, initializer_range=0.2) for seed in (0, 1))
+    policy, other = (Policy((reward_model(model) if is_reward else model).double(), path) for model in models)
     no_dropout(policy)
     reference = FrozenCopy(other) if method.needs.reference else None
     optimizer = make_optimizer(trained_parameters(policy), weight_decay=0.0)

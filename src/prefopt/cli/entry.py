@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "Write one page about a run: what came of it, and why.",
     "generate": "Answer prompts with a model, beside its reference.",
     "chat": "Talk to a model and its reference, side by side.",
+    "score": "Score the answers of a file with a reward model.",
     "merge": "Make one model of an adapter and its base.",
     "new": "Make a small model and its tokenizer from any text.",
     "quickstart": "See it all on a small example: no network, a few minutes.",

@@ -27,7 +27,10 @@ DATA: Mapping[Completions, str] = {
     "ranked": "rankings: a prompt and several answers in their order",
 }
 
-ELSEWHERE = {"dpo": "[What DPO is](../dpo.md) derives it, and says where practice departs."}
+ELSEWHERE = {
+    "dpo": "[What DPO is](../dpo.md) derives it, and says where practice departs.",
+    "reward": "[Reward models](../reward-models.md) says how to train and use one, and what goes wrong.",
+}
 """Method -> a sentence with a link to a page that people wrote about it."""
 
 
@@ -69,6 +72,10 @@ def facts(method: type[Method]) -> str:
         f"- **Reference**: {'yes' if method.needs.reference else 'none: one model in memory, and no pass before training'}",
         f"- **Learning rate** where none is given: {rates}",
     ]
+    if method.needs.model == "reward":
+        lines.insert(
+            1, "- **Trains**: a reward model, saved as a sequence-classification model; every other method trains a language model"
+        )
     if method.usual:
         ranges = (f"`{name}` {least:g} to {most:g}" for name, (least, most) in method.usual.items())
         lines.append(f"- **Usual values**: {', '.join(ranges)}")

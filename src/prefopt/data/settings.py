@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, shown
 from prefopt.data.given import as_text
@@ -89,6 +89,13 @@ class PairSettings(Settings):
         "all",
         help="Pairs of a ranking: `all` of different rank, the `best` against each of the others, or both `ends`, the best and the worst.",
     )
+
+    @model_validator(mode="after")
+    def _whole_rankings_come_to_no_pairs(self) -> "PairSettings":
+        whole = [name for name in ("all_pairs", "plackett_luce") if getattr(self, name, False)]  # of methods that have them
+        if self.pairs_of_ranks != "all" and whole:
+            raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {whole[0]} reads it whole: leave one of them out")
+        return self
 
 
 def check_plain(name: str, value: object, depth: int = DEEPEST_ARG) -> None:

@@ -15,7 +15,8 @@ from prefopt.errors import DataError
 class TokenLogps(NamedTuple):
     """Log-probability of each scored token, in nats, float32 (float64 where the model computes in float64).
 
-    A tuple, so that wrappers of a module (DDP, FSDP2) find the tensors in it.
+    A tuple, so that wrappers of a module (DDP, FSDP2) find the tensors in it. Of a reward model it holds `scalar_T` and no
+    log-probabilities: no token is scored, and sums over completions are 0.
 
     Attributes:
         values_N: the log-probabilities.
@@ -59,6 +60,15 @@ class TokenLogps(NamedTuple):
     def mean_tokens(self, tokens_N: Tensor) -> Tensor:
         """Any per-token quantity of the same tokens, averaged over each completion, [C]; 0 where none is scored."""
         return self.sum_tokens(tokens_N) / self.lengths_C.clamp(min=1)
+
+    def last_scalars(self, last_C: Tensor) -> Tensor:
+        """The scalar head's value at each completion's last token, [C]: a reward model's score.
+
+        Args:
+            last_C: where these tokens are, from the batch.
+        """
+        assert self.scalar_T is not None, "only a model with a scalar head is asked"
+        return self.scalar_T[last_C]
 
     def detach(self) -> "TokenLogps":
         """The same numbers without gradients."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefopt.config import Setting, Settings
+from prefopt.models.settings import ModelKind
 from prefopt.trees import PromptTree
 
 __all__ = [
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 Completions = Literal["demonstration", "pair", "thumbs", "ranked"]
 """Shapes of data: one completion per prompt; a chosen and a rejected one; one with a thumb up or down; several with their ranks."""
 
-Output = Literal["entropy", "log_sum_squares", "scalar"]
-"""What the forward pass can give beside log-probabilities."""
+Output = Literal["entropy", "log_sum_squares"]
+"""What the forward pass of a language model can give beside log-probabilities."""
 
 CountOfTree = Callable[[PromptTree], float]
 State = dict[str, float]
@@ -78,11 +79,13 @@ class Needs:
         completions: the shape of data.
         reference: whether it compares with a reference policy.
         outputs: extra outputs of the policy's forward pass.
+        model: what kind of model it trains.
     """
 
     completions: Completions
     reference: bool
     outputs: frozenset[Output] = frozenset()
+    model: ModelKind = "language"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,4 +98,10 @@ METHODS: tuple[MethodRow, ...] = (
         "prefopt.methods.discopop",
         "DiscoPOP",
     ),
+    MethodRow(
+        "reward",
+        "Bradley-Terry reward model: a score for any answer, learned from which answers people prefer.",
+        "prefopt.methods.reward",
+        "Reward",
+    ),
 )

@@ -5,28 +5,30 @@ Weights are read from safetensors only, and no code that comes with a model runs
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefopt.errors import ModelError
-from prefopt.models.policy import hold_trained, no_dropout, on_device, transformers_logging_at
+from prefopt.models.policy import hold_trained, no_dropout, on_device, score_head_of, transformers_logging_at
 from prefopt.models.quantise import four_bit_arguments, in_4bit, one_arithmetic, refuse_copies, refuse_full
-from prefopt.models.settings import ModelSettings
+from prefopt.models.read import NOT_A_SPEAKER, one_line, read_model, wants_code
+from prefopt.models.settings import ModelKind, ModelSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+TASKS: dict[ModelKind, str] = {"language": "CAUSAL_LM", "reward": "SEQ_CLS"}
+"""What peft calls an adapter of such a model."""
 
 RSLORA_ALPHA = 16
 """Over the root of the rank: at rank 64 the factor 2, which a plain adapter has at every rank."""
@@ -58,7 +60,7 @@ class LoadedModel:
     """What a run trains.
 
     Attributes:
-        model: the causal LM; adapter layers are put into it.
+        model: the causal LM, or the sequence-classification model that is a reward model; adapter layers are put into it.
         tokenizer: its tokenizer.
         adapter: the peft wrapper of the same model; None: all weights are trained.
         adapter_is_new: the adapter starts as the identity, so that switching it off gives the model before training.
@@ -68,6 +70,11 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     adapter: PeftModel | None
     adapter_is_new: bool
+
+    @property
+    def kind(self) -> ModelKind:
+        """What it is."""
+        return "language" if score_head_of(self.model) is None else "reward"
 
 
 def choose_precision(wanted: str, device: torch.device, *, adapter: bool, trained: torch.dtype = torch.float32) -> Precision:
@@ -112,23 +119,32 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             problem = error
     if is_hub_name(source):
         raise ModelError(
-            f"there is no folder {source} here, and the hub gave no model of that name: {_one_line(problem)}. Check the spelling."
+            f"there is no folder {source} here, and the hub gave no model of that name: {one_line(problem)}. Check the spelling."
         )
     raise ModelError(
-        f"no usable tokenizer in {source}: {_one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json."
-        + _wants_code(problem)
+        f"no usable tokenizer in {source}: {one_line(problem)}. A model folder needs tokenizer.json and tokenizer_config.json."
+        + wants_code(problem)
     )
 
 
-def load_model(settings: ModelSettings, *, precision: Precision, device: torch.device, seed: int, frozen: bool = False) -> LoadedModel:
+def load_model(
+    settings: ModelSettings,
+    *,
+    precision: Precision,
+    device: torch.device,
+    seed: int,
+    frozen: bool = False,
+    kind: ModelKind = "language",
+) -> LoadedModel:
     """The model, with a new or an existing adapter where asked for, in training mode, without dropout.
 
     Args:
         settings: which, and how it is held.
         precision: of the run.
         device: where to.
-        seed: of a new adapter.
+        seed: of a new adapter, and of a new score layer.
         frozen: none of it will be trained, so that all of it may be in four bits.
+        kind: what it is to be; a reward model may be made of a language model's folder.
 
     Raises:
         ModelError: something cannot be found, read or put together; says what, and what to do.
@@ -144,7 +160,15 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         refuse_full(settings.model)
     tokenizer = load_tokenizer(settings)
     packing = four_bit_arguments(precision.autocast or torch.float32, device) if settings.load_in_4bit else None
-    model = read_model(source, dtype=precision.weights, trust_remote_code=settings.trust_remote_code, packing=packing)
+    model = read_model(
+        source,
+        dtype=precision.weights,
+        trust_remote_code=settings.trust_remote_code,
+        packing=packing,
+        kind=kind,
+        seed=seed,
+        may_begin=not frozen or adapter_folder is not None,  # a score layer that nothing trains or replaces says nothing
+    )
     model = on_device(model, device)
     if in_4bit(model):  # its folder may hold it so, whatever the settings say
         one_arithmetic(model)
@@ -159,9 +183,9 @@ def load_model(settings: ModelSettings, *, precision: Precision, device: torch.d
         )
     adapter: PeftModel | None = None
     if adapter_folder:
-        adapter = _existing_adapter(model, adapter_folder)
+        adapter = _existing_adapter(model, adapter_folder, kind)
     elif settings.lora_rank:
-        adapter = new_adapter(model, settings, seed)
+        adapter = new_adapter(model, settings, seed, kind)
     hold_trained(model, precision.trained)  # peft leaves modules_to_save in the precision of the base
     no_dropout(model)
     if settings.gradient_checkpointing not in ("off", "auto"):  # for auto it is known once the examples are
@@ -216,7 +240,7 @@ def _folder(name: str) -> Path | None:
             return path / "model" if not (path / "config.json").is_file() and (path / "model").is_dir() else path
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # no permission, too long for a name, no such home folder
-        raise ModelError(f"{name[:200]} cannot be looked at: {_one_line(error)}. Give the folder of a model, or a hub name.") from None
+        raise ModelError(f"{name[:200]} cannot be looked at: {one_line(error)}. Give the folder of a model, or a hub name.") from None
     if exists:
         raise ModelError(f"{path} is a file. Give the folder that holds the model's config.json and *.safetensors.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -234,82 +258,14 @@ def _base_of(adapter: Path) -> str | None:
     return base
 
 
-def read_model(
-    source: str, *, dtype: torch.dtype, trust_remote_code: bool = False, packing: Mapping[str, Any] | None = None
-) -> PreTrainedModel:
-    """A causal LM from a folder or the hub, safetensors only.
-
-    Args:
-        source: the folder, or the hub's name.
-        dtype: of the weights in memory.
-        trust_remote_code: run code that comes with it.
-        packing: from `four_bit_arguments`, for a model in four bits.
-
-    Raises:
-        ModelError: it cannot be found or read, weights are missing from it, it is an adapter, or it wants to run code of the hub.
-    """
-    try:
-        config: dict[str, Any] = PreTrainedConfig.get_config_dict(source)[0]
-        # The library would put an adapter that stands beside the weights into the model without a word, from a pickle too.
-        is_adapter = find_adapter_config_file(source) is not None
-        kernel = None if trust_remote_code else _hub_kernel(config)
-    except Exception:  # whatever is wrong is told below
-        is_adapter, kernel = False, None
-    if is_adapter:
-        raise ModelError(f"{source} holds an adapter. Give the whole model that it belongs to as model, and this as adapter.")
-    if kernel is not None:
-        raise ModelError(
-            f"the config of {source} asks for {kernel}, code of the hub that would run on this machine. "
-            "Delete that line of its config.json, or set trust_remote_code if you trust it."
-        )
-    try:
-        with transformers_logging_at("ERROR"):
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]  # a pair, by output_loading_info
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True, **(packing or {})
-            )
-    except Exception as error:  # the library lets errors of many kinds through; all mean that the folder cannot be read
-        raise ModelError(
-            f"cannot load a model from {source}: {_one_line(error)}. A model folder needs config.json and *.safetensors."
-            + _wants_code(error)
-        ) from None
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{source} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...), which would start at random. "
-            "The folder is damaged or belongs to another architecture."
-        )
-    return model
-
-
-def _wants_code(error: Exception) -> str:
-    """What to do where the library says that it was not allowed to run the model's own code."""
-    if "trust_remote_code" not in str(error):
-        return ""
-    return " It comes with Python code of its own, which runs only if you set trust_remote_code; look at that code first."
-
-
-def _hub_kernel(config: object) -> str | None:
-    """The repository of the hub that a config names as its attention or experts, where it names one."""
-    if not isinstance(config, dict):
-        return None
-    for name, value in config.items():
-        named = [value] if isinstance(value, str) else [*value.values()] if isinstance(value, dict) else []
-        if name.endswith("_implementation"):
-            if repository := next((entry for entry in named if isinstance(entry, str) and "/" in entry), None):
-                return repository
-        elif repository := _hub_kernel(value):
-            return repository
-    return None
-
-
-def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PeftModel:
-    """Put a new LoRA adapter into the model, which starts as the identity.
+def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int, kind: ModelKind = "language") -> PeftModel:
+    """Put a new LoRA adapter into the model, which starts as the identity. Of a reward model it has the whole score layer too.
 
     Raises:
         ModelError: the model has no such layers; names those that it has.
     """
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=TASKS[kind],
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha or (RSLORA_ALPHA if settings.rslora else 2 * settings.lora_rank),  # type: ignore[arg-type]  # floats do
         use_rslora=settings.rslora,
@@ -318,7 +274,7 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> P
         modules_to_save=settings.modules_to_save or None,
     )
     refuse_copies(model, settings.modules_to_save)
-    with torch.random.fork_rng(devices=[]), _peft():
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed % 2**63)
         names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
         try:
@@ -328,27 +284,29 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> P
                     raise ValueError(f"{setting}: the model has no module {', '.join(missing)}")
             adapter = get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError(f"cannot add the adapter: {_one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
+            raise ModelError(f"cannot add the adapter: {one_line(error)}. Linear layers of this model: {', '.join(names)}.") from None
         except (RuntimeError, MemoryError) as error:
             raise ModelError(
-                f"an adapter of rank {settings.lora_rank} has no room in memory: {_one_line(error)}. Lower lora_rank."
+                f"an adapter of rank {settings.lora_rank} has no room in memory: {one_line(error)}. Lower lora_rank."
             ) from None
     if (base := Path(model.name_or_path or "")).is_dir():  # who loads the adapter will not stand where we stand
         adapter.peft_config[adapter.active_adapter].base_model_name_or_path = str(base.resolve())
     return adapter
 
 
-def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
+def _existing_adapter(model: PreTrainedModel, name: str, kind: ModelKind) -> PeftModel:
     folder = _folder(name) or downloaded_adapter(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         what = "a whole model, not an adapter. Give it as model, without adapter" if (folder / "config.json").is_file() else "no adapter"
         raise ModelError(f"{name} holds {what}.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} lacks adapter_model.safetensors. Weights are read from safetensors only.")
+    if (found := adapter_kind(folder)) != kind:
+        raise ModelError(NOT_A_SPEAKER.format(name) if found == "reward" else NOT_A_SCORER.format(name))
     of_another = f"the adapter {name} was not made for {model.name_or_path or 'this model'}"
     remedy = "Give the model that it was trained on as model."
     try:
-        with _peft(), warnings.catch_warnings():
+        with quiet_peft(), warnings.catch_warnings():
             # A warning is all that peft has for weights that the adapter lacks, and they would start at random.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapter = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
@@ -359,10 +317,25 @@ def _existing_adapter(model: PreTrainedModel, name: str) -> PeftModel:
     except Exception as error:  # as in read_model
         if any(sign in str(error) for sign in ("size mismatch", "Target modules")):
             raise ModelError(f"{of_another}: its layers have other shapes or names. {remedy}") from None
-        raise ModelError(f"cannot put the adapter {name} into the model: {_one_line(error)}") from None
+        raise ModelError(f"cannot put the adapter {name} into the model: {one_line(error)}") from None
     if unused:
         raise ModelError(f"{of_another}: {len(unused)} of its weights belong to layers that it does not have ({unused[0]}). {remedy}")
     return adapter
+
+
+NOT_A_SCORER = (
+    "{0} is an adapter of a language model, and a reward model needs one with a score layer. To train a reward model of it, make one "
+    "model of it and its base (prefopt merge {0} --out DIR), and give that as model."
+)
+
+
+def adapter_kind(folder: Path) -> ModelKind:
+    """What an adapter makes of its base."""
+    try:
+        task = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}. The folder is damaged.") from None
+    return "reward" if task == TASKS["reward"] else "language"
 
 
 def _not_in(model: PreTrainedModel, given: list[str]) -> list[str]:
@@ -377,12 +350,12 @@ def downloaded_adapter(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
     except Exception as error:  # as in read_model
         raise ModelError(
-            f"there is no folder {name} here, and the hub gave no adapter of that name: {_one_line(error)}. Check the spelling."
+            f"there is no folder {name} here, and the hub gave no adapter of that name: {one_line(error)}. Check the spelling."
         ) from None
 
 
 @contextmanager
-def _peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Silences what peft asks of transformers and should not any more; the user cannot change it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
@@ -417,7 +390,7 @@ def checkpoint_activations(model: PreTrainedModel, num_layers: int | None = None
         else:  # its name before transformers 5.23
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     except ValueError as error:
-        raise ModelError(f"gradient_checkpointing: {_one_line(error)}. Leave it off for this model.") from None
+        raise ModelError(f"gradient_checkpointing: {one_line(error)}. Leave it off for this model.") from None
     for layer in layers[len(layers) if num_layers is None else num_layers :]:
         layer.gradient_checkpointing = False
 
@@ -425,8 +398,3 @@ def checkpoint_activations(model: PreTrainedModel, num_layers: int | None = None
 def layers_that_recompute(model: nn.Module) -> list[GradientCheckpointingLayer]:
     """The layers of a model that can be told one by one to compute their activations again, in their order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return (text[:297] + "...") if len(text) > 300 else text or type(error).__name__

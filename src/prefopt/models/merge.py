@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.engine.batch import pack
 from prefopt.errors import ModelError, RunError
-from prefopt.models.load import LoadedModel, Precision, load_model
-from prefopt.models.policy import EnginePath, Policy, transformers_logging_at
+from prefopt.models.load import LoadedModel, Precision, adapter_kind, load_model
+from prefopt.models.policy import EnginePath, Policy, score_head_of, transformers_logging_at
 from prefopt.models.save import mend_generation_config, stop_at
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import PromptTree
@@ -114,7 +114,7 @@ def load_to_merge(base: str, adapter: str, *, device: torch.device, trust_remote
     with warnings.catch_warnings():
         # Complications that tied embeddings have when they are merged: untie_where_adapted sees to them.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0)
+        loaded = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=0, kind=adapter_kind(Path(adapter)))
     assert loaded.adapter is not None, "an adapter was given"
     if getattr(loaded.model, "is_quantized", False):
         raise ModelError(f"{base} is quantised, and its weights cannot take a change. Give the model that it was made of with --model.")
@@ -237,8 +237,9 @@ def measure(name: str, before: Tensor, after: Tensor, dtype: torch.dtype) -> Mod
 
 
 @torch.no_grad()
-def token_logps(model: PreTrainedModel, trees: Sequence[PromptTree], *, together: bool = False) -> Tensor:
-    """Log-probability of every scored token of the trees in order, float32 [N], in nats, on the CPU.
+def token_values(model: PreTrainedModel, trees: Sequence[PromptTree], *, together: bool = False) -> Tensor:
+    """What the model gives for every scored token of the trees in order, float32 [N], on the CPU: its log-probability in nats, or of a
+    reward model the score of the text before it.
 
     Args:
         model: in evaluation mode.
@@ -246,10 +247,14 @@ def token_logps(model: PreTrainedModel, trees: Sequence[PromptTree], *, together
         together: run them as one padded batch instead of one after the other. The numbers should be the same, and how far they are
             not is the arithmetic's own noise.
     """
-    policy = Policy(model, EnginePath("plain", None))
-    groups = [list(trees)] if together else [[tree] for tree in trees]
-    device = model.device
-    return torch.cat([policy(pack(group, sharing="plain", device=device)).values_N.float().cpu() for group in groups])
+    policy = Policy(model, EnginePath("plain", None, scores=score_head_of(model) is not None))
+    found: list[Tensor] = []
+    for group in [list(trees)] if together else [[tree] for tree in trees]:
+        batch = pack(group, sharing="plain", device=model.device)
+        given = policy(batch)
+        values_N = given.values_N if given.scalar_T is None else given.scalar_T[batch.predict_from_N]
+        found.append(values_N.float().cpu())
+    return torch.cat(found)
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

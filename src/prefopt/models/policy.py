@@ -1,4 +1,4 @@
-"""A causal language model as a policy: trees in, log-probabilities of their tokens out.
+"""A causal language model as a policy: trees in, log-probabilities of their tokens out. A reward model goes the same way to its scores.
 
 `Policy` is the module that training wraps (DDP, FSDP2), so that the head's weight is gathered by the ordinary
 forward. It exposes neither input nor output embeddings: wrappers that carve a model into units would otherwise
@@ -35,22 +35,27 @@ class EnginePath:
     Attributes:
         sharing: how completions share their prompt.
         chunked_head: the head's shape, where it runs in chunks; None: the model's own head on the scored positions.
+        scores: the model is a reward model: it has a score layer in the place of a head, and gives no log-probabilities.
     """
 
     sharing: Sharing
     chunked_head: HeadShape | None
+    scores: bool = False
 
     def __str__(self) -> str:
+        if self.scores:
+            return f"{self.sharing}, scores"
         return f"{self.sharing}, {'chunked head' if self.chunked_head else 'own head'}"
 
 
 class Policy(nn.Module):
-    """A causal language model that gives log-probabilities of the tokens of trees.
+    """A causal language model that gives log-probabilities of the tokens of trees, or a reward model that gives scores.
 
     Args:
         model: the Hugging Face model; with an adapter, the base model into which its layers were put.
         path: how to run it; `prefopt.models.proof.prove` finds the fastest that is right.
-        scalar_head: maps hidden states to one number per position (reward and value models); None: none.
+        scalar_head: maps hidden states to one number per position beside the log-probabilities (value models); None: none. A reward
+            model has its own.
 
     Raises:
         ModelError: the model has no decoder or head that could be run apart, and the path asks for it.
@@ -66,7 +71,9 @@ class Policy(nn.Module):
 
     def use_path(self, path: EnginePath) -> None:
         """Run the model another way from now on."""
-        if path.sharing == "fork" and path.chunked_head is None:
+        if path.scores and (decoder_of(self.model) is None or score_head_of(self.model) is None):
+            raise ModelError(f"{type(self.model).__name__} has no decoder and score layer to run apart")
+        if path.sharing == "fork" and path.chunked_head is None and not path.scores:
             raise ModelError("completions continue from a cache only where the head runs in chunks")
         if path.chunked_head is not None and (decoder_of(self.model) is None or plain_head_of(self.model) is None):
             raise ModelError(f"{type(self.model).__name__} has no decoder and linear head to run apart; use its own head")
@@ -87,6 +94,8 @@ class Policy(nn.Module):
         """
         if batch.sharing != self.path.sharing:
             raise ValueError(f"the batch is packed {batch.sharing}, the policy runs {self.path.sharing}")
+        if self.path.scores:
+            return self._scores(batch)
         if self.path.chunked_head is None:
             logps_N, entropy_N, squares_N, hidden_TD = self._own_head(batch, extras)
         else:
@@ -98,17 +107,28 @@ class Policy(nn.Module):
             num_completion_tokens=batch.num_completion_tokens,
             entropy_N=entropy_N,
             log_sum_squares_N=squares_N,
-            scalar_T=None if self.scalar_head is None else self._scalars(hidden_TD),
+            scalar_T=None if self.scalar_head is None else _scalars(self.scalar_head, hidden_TD),
+        )
+
+    def _scores(self, batch: TreeBatch) -> TokenLogps:
+        """A reward model's score at every position, and no log-probabilities."""
+        decoder, head = decoder_of(self.model), score_head_of(self.model)
+        assert decoder is not None, "use_path checked it"
+        assert head is not None, "use_path checked it"
+        scalar_T = _scalars(head, _hidden(decoder, batch))
+        return TokenLogps(
+            values_N=scalar_T.detach()[:0],
+            lengths_C=torch.zeros_like(batch.lengths_C),
+            prompt_lengths_B=torch.zeros_like(batch.prompt_lengths_B),
+            num_completion_tokens=0,
+            scalar_T=scalar_T,
         )
 
     def _chunked_head(self, batch: TreeBatch, shape: HeadShape, extras: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         decoder, head = decoder_of(self.model), plain_head_of(self.model)
         assert decoder is not None, "use_path checked it"
         assert head is not None, "use_path checked it"
-        if isinstance(batch.layout, ForkLayout):
-            hidden_TD = forked_hidden(decoder, batch.input_ids, batch.layout)
-        else:
-            hidden_TD = decoder(input_ids=batch.input_ids, use_cache=False, **_inputs(batch)).last_hidden_state.flatten(0, 1)
+        hidden_TD = _hidden(decoder, batch)
         logps_N, entropy_N, squares_N = head_logps(
             hidden_TD[batch.predict_from_N], head.weight, head.bias, batch.target_N, shape, extras=extras
         )
@@ -130,11 +150,6 @@ class Policy(nn.Module):
         squares_N = (2 * all_logps_NV.detach()).logsumexp(-1) if extras else None
         hidden_TD = out.hidden_states[-1].flatten(0, 1) if needs_hidden else logps_N
         return logps_N, entropy_N, squares_N, hidden_TD
-
-    def _scalars(self, hidden_TD: Tensor) -> Tensor:
-        assert self.scalar_head is not None
-        scalar_T: Tensor = self.scalar_head(hidden_TD).squeeze(-1)
-        return scalar_T.to(torch.promote_types(scalar_T.dtype, torch.float32))
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:
@@ -159,6 +174,22 @@ class Policy(nn.Module):
             set_attention(self.model, TREE_ATTENTION if self.path.sharing == "flat" else None)
 
 
+def _hidden(decoder: nn.Module, batch: TreeBatch) -> Tensor:
+    """The last hidden states of a batch, [T, D]."""
+    if isinstance(batch.layout, ForkLayout):
+        return forked_hidden(decoder, batch.input_ids, batch.layout)
+    hidden: Tensor = decoder(input_ids=batch.input_ids, use_cache=False, **_inputs(batch)).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def _scalars(head: nn.Module, hidden_TD: Tensor) -> Tensor:
+    """One number per position, in the head's own precision whatever the products are in: bf16 has no three digits."""
+    dtype = next((parameter.dtype for parameter in head.parameters()), hidden_TD.dtype)
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        scalar_T: Tensor = head(hidden_TD.to(dtype)).squeeze(-1)
+    return scalar_T.to(torch.promote_types(scalar_T.dtype, torch.float32))
+
+
 def _inputs(batch: TreeBatch) -> dict[str, object]:
     """What the model is told about a flat or plain batch beside its tokens."""
     if isinstance(batch.layout, FlatLayout):
@@ -179,6 +210,12 @@ def plain_head_of(model: PreTrainedModel) -> nn.Linear | None:
     """The head, where it is one linear layer and nothing (no adapter) is wrapped around it."""
     head = model.get_output_embeddings()
     return head if type(head) is nn.Linear else None
+
+
+def score_head_of(model: nn.Module) -> nn.Module | None:
+    """The layer that gives a reward model's scores, with what an adapter wraps around it; None: it is no reward model."""
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Module) else None
 
 
 def set_attention(model: PreTrainedModel, implementation: str | None) -> None:
@@ -241,13 +278,14 @@ def trained_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def hold_trained(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give trained weights the dtype; modules that hold vectors only, which are norms, stay in float32.
+    """Give trained weights the dtype; modules that hold vectors only, which are norms and score layers, stay in float32.
 
-    Their weights are near 1, where even a compensated sum of bf16 numbers is too coarse for small updates, and few.
+    They are few. Weights of norms are near 1, where even a compensated sum of bf16 numbers is too coarse for small updates, and what a
+    score layer computes in bf16 has no three digits.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        wanted = dtype if any(parameter.ndim >= 2 for parameter in own) else torch.float32
+        wanted = dtype if any(parameter.numel() > max(parameter.shape, default=1) for parameter in own) else torch.float32
         for parameter in own:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(wanted)

@@ -10,6 +10,9 @@ runs that differ in padding only show the arithmetic's own noise.
 No list of blessed architectures decides. Where attention over one row does not hold, continuing from the prompt's cache is
 tried, which models have to get right in order to generate.
 
+Of a reward model, which has no log-probabilities, the scores at all tokens of the completions take their place; and its own forward,
+with the score of the last token, must give what the engine makes of decoder and score layer.
+
 A model whose log-probabilities depend on what else is in the batch cannot be trained on pairs at all: rotary embeddings
 that change for the whole batch when one row grows long (longrope, dynamic) do that. It is refused.
 
@@ -30,7 +33,17 @@ from prefopt.engine.head import HeadShape
 from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.errors import ModelError
 from prefopt.models.forest import NUM_SHORT_TREES, random_forest, spans_named
-from prefopt.models.policy import EnginePath, Policy, decoder_of, on_device, plain_head_of, set_attention, transformers_logging_at
+from prefopt.models.policy import (
+    EnginePath,
+    Policy,
+    decoder_of,
+    on_device,
+    plain_head_of,
+    score_head_of,
+    set_attention,
+    transformers_logging_at,
+)
+from prefopt.models.score_proof import prove_scores, relative, values_of
 from prefopt.trees import Completion, PromptTree, token_ids
 
 NOISE_FACTOR = 8.0
@@ -87,11 +100,15 @@ class Trial:
             isinstance(self.found, Difference) and self.found.within(noise, floor) and self.independence <= allowed(noise.logps, floor[0])
         )
 
-    def failure(self) -> str:
-        """Why it is not taken."""
+    def failure(self, what: str = "log-probs") -> str:
+        """Why it is not taken.
+
+        Args:
+            what: was compared.
+        """
         if isinstance(self.found, str):
             return f"{self.sharing}: {self.found}"
-        return f"{self.sharing} moves log-probs by {self.found.logps:.0e} and gradients by {self.found.gradients:.0e}"
+        return f"{self.sharing} moves {what} by {self.found.logps:.0e} and gradients by {self.found.gradients:.0e}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +127,17 @@ class Proof:
 
     def sentence(self) -> str:
         """The result for people."""
+        what = "scores" if self.path.scores else "log-probs"
         head = "the head runs in chunks" if self.path.chunked_head else "the model's own head runs on scored positions"
+        if self.path.scores:
+            head = "a score layer in the place of a head"
         if self.path.sharing == "plain":
-            reason = "; ".join(trial.failure() for trial in self.trials) or "asked for"
+            reason = "; ".join(trial.failure(what) for trial in self.trials) or "asked for"
             return f"every completion runs with its own prompt (plain; {reason}); {head}"
         found = self.trials[-1].found
         assert isinstance(found, Difference), "it holds"
         return (
-            f"prompts are shared ({SHARED[self.path.sharing]}): log-probs within {found.logps:.0e}, gradients within "
+            f"prompts are shared ({SHARED[self.path.sharing]}): {what} within {found.logps:.0e}, gradients within "
             f"{found.gradients:.0e} of the plain forward; {head}"
         )
 
@@ -151,13 +171,13 @@ def prove(
     ways = ways_to_try(model, sharing)
     proof = _prove(twin or model, max_length, ways, None, EXACT)
     if apart and plain_head_of(model) is None:  # an adapter stands on it, which the twin does not have
-        proof = replace(proof, path=EnginePath(proof.path.sharing, None))
+        proof = replace(proof, path=replace(proof.path, chunked_head=None))
     if not exact or autocast is not None:
         as_it_runs = on_device(twin, apart, model.dtype) if apart and twin else model
         way = proof.path.sharing
         rough = _prove(as_it_runs, max_length, () if way == "plain" else (way,), autocast, ROUGH)
         if apart and proof.path.chunked_head is None:
-            rough = replace(rough, path=EnginePath(rough.path.sharing, None))
+            rough = replace(rough, path=replace(rough.path, chunked_head=None))
         if (rough.path.sharing, rough.path.chunked_head) != (proof.path.sharing, proof.path.chunked_head):
             proof = rough
     if sharing not in ("auto", proof.path.sharing):
@@ -172,7 +192,8 @@ def ways_to_try(model: PreTrainedModel, sharing: str) -> tuple[Sharing, ...]:
     ways: tuple[Sharing, ...] = tuple(way for way in SHARED if sharing in ("auto", way))
     # Layers whose activations are computed again keep no cache: the library leaves it out without an error.
     recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return tuple(way for way in ways if way != "fork") if recomputes or plain_head_of(model) is None else ways
+    has_part = plain_head_of(model) is not None or score_head_of(model) is not None
+    return ways if has_part and not recomputes else tuple(way for way in ways if way != "fork")
 
 
 def _prove(
@@ -181,19 +202,18 @@ def _prove(
     forest = random_forest(model.config, max_length)
     device = model.device
     with _frozen(model):
-        head = _prove_head(model, forest, autocast, floor[0])
-        plain = EnginePath("plain", head)
+        plain = _prove_plain(model, forest, autocast, floor[0])
         base = _run(model, plain, pack(forest, sharing="plain", device=device), autocast)
         padded = _run(model, plain, pack(forest, sharing="plain", device=device, pad_to_multiple=16), autocast)
         if not bool(torch.isfinite(base.logps_N).all()):
             raise ModelError(
-                "the model gives infinite or NaN log-probabilities on random tokens: its weights are damaged, or its precision is too low"
+                "the model gives infinite or NaN numbers on random tokens: its weights are damaged, or its precision is too low"
             )
         noise = _difference(padded, base)
         _refuse_batch_dependence(model, base, forest, plain, autocast, allowed(noise.logps, floor[0]))
         trials: list[Trial] = []
         for way in ways:
-            path = EnginePath(way, head)
+            path = replace(plain, sharing=way)
             trials.append(_try(model, path, forest, base, autocast))
             if trials[-1].holds(noise, floor):
                 return Proof(path, tuple(trials), noise)
@@ -230,7 +250,7 @@ def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dic
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one way of running gives: log-probabilities, and the gradient of each token's embedding, per tree token."""
+    """What one way of running gives: log-probabilities or scores, and the gradient of each token's embedding, per tree token."""
 
     logps_N: Tensor
     gradients_TD: Tensor
@@ -250,13 +270,13 @@ def _run(model: PreTrainedModel, path: EnginePath, batch: TreeBatch, autocast: t
     handle = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-            logps = policy(batch)
-        weights_N = torch.linspace(-1.0, 1.5, len(logps.values_N), device=logps.values_N.device, dtype=logps.values_N.dtype)
+            values_N = values_of(policy(batch), batch)
+        weights_N = torch.linspace(-1.0, 1.5, len(values_N), device=values_N.device, dtype=values_N.dtype)
         with torch.enable_grad():
-            gradients = torch.autograd.grad((weights_N * logps.values_N).sum(), embedded[:num_calls])
+            gradients = torch.autograd.grad((weights_N * values_N).sum(), embedded[:num_calls])
     finally:
         handle.remove()
-    return _Run(logps.values_N.detach(), _per_tree_token(torch.cat([gradient.flatten(0, 1) for gradient in gradients]), batch))
+    return _Run(values_N.detach(), _per_tree_token(torch.cat([gradient.flatten(0, 1) for gradient in gradients]), batch))
 
 
 def _try(model: PreTrainedModel, path: EnginePath, forest: list[PromptTree], base: _Run, autocast: torch.dtype | None) -> Trial:
@@ -299,9 +319,11 @@ def _independence(model: PreTrainedModel, path: EnginePath, forest: list[PromptT
     ]
     policy = Policy(model, path)
     with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        before, after = (policy(pack(trees, sharing=path.sharing, device=model.device)).sum() for trees in (forest, changed))
+        batches = [pack(trees, sharing=path.sharing, device=model.device) for trees in (forest, changed)]
+        found = [(policy(batch), batch) for batch in batches]
+        before, after = (logps.last_scalars(batch.last_C) if path.scores else logps.sum() for logps, batch in found)
     others = torch.tensor([index > 0 for tree in forest for index in range(len(tree.completions))], device=before.device)
-    return _relative(after[others], before[others])
+    return relative(after[others], before[others])
 
 
 def _refuse_batch_dependence(
@@ -314,31 +336,42 @@ def _refuse_batch_dependence(
     """
     short = forest[:NUM_SHORT_TREES]
     with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        alone_N = Policy(model, plain)(pack(short, sharing="plain", device=model.device)).values_N
-    difference = _relative(alone_N, base.logps_N[: len(alone_N)])
+        batch = pack(short, sharing="plain", device=model.device)
+        alone_N = values_of(Policy(model, plain)(batch), batch)
+    difference = relative(alone_N, base.logps_N[: len(alone_N)])
     if not difference <= equal:
         limits = sorted(spans_named(model.config))
         advice = f"Lower max_length to {limits[0]}, from which on this model changes." if limits else "Use another model."
+        what = "scores" if plain.scores else "log-probabilities"
         raise ModelError(
-            f"{type(model).__name__} gives an answer other log-probabilities when longer rows stand in the same batch "
+            f"{type(model).__name__} gives an answer other {what} when longer rows stand in the same batch "
             f"(by {difference:.0e}), so that no comparison of answers would hold. Rotary embeddings that change for the whole batch "
             f"do that. {advice}"
         )
 
 
-def _prove_head(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> HeadShape | None:
-    """The head's shape, where running it apart gives the model's own log-probabilities; else None."""
+def _prove_plain(model: PreTrainedModel, forest: list[PromptTree], autocast: torch.dtype | None, floor: float) -> EnginePath:
+    """The plain way: with the head in chunks, where running it apart gives the model's own log-probabilities; else with its own head.
+
+    Raises:
+        ModelError: a reward model gives other scores than its decoder and score layer.
+    """
+    own_head = EnginePath("plain", None)
+    if score_head_of(model) is not None:
+        if floor == EXACT[0]:  # in half precision its own score is rounded besides, and says nothing more
+            prove_scores(model, forest[:NUM_SHORT_TREES], floor)
+        return EnginePath("plain", None, scores=True)
     if decoder_of(model) is None or plain_head_of(model) is None:
-        return None
+        return own_head
     shape = _named_head_shape(model.config)
     batch = pack(forest, sharing="plain", device=model.device)
     with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        own = Policy(model, EnginePath("plain", None))(batch).values_N
+        own = Policy(model, own_head)(batch).values_N
         try:
             chunked = Policy(model, EnginePath("plain", shape))(batch).values_N
         except (TypeError, AttributeError, ValueError, RuntimeError):  # a decoder that wants other inputs, or returns something else
-            return None
-    return shape if _relative(chunked, own) <= floor else None
+            return own_head
+    return EnginePath("plain", shape) if relative(chunked, own) <= floor else own_head
 
 
 def _named_head_shape(config: PretrainedConfig) -> HeadShape:
@@ -368,12 +401,7 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _difference(run: _Run, base: _Run) -> Difference:
-    return Difference(_relative(run.logps_N, base.logps_N), _relative(run.gradients_TD, base.gradients_TD))
-
-
-def _relative(values: Tensor, base: Tensor) -> float:
-    values, base = values.double(), base.double()
-    return float((values - base).norm() / base.norm().clamp(min=1e-30))
+    return Difference(relative(run.logps_N, base.logps_N), relative(run.gradients_TD, base.gradients_TD))
 
 
 def _first_sentence(error: Exception) -> str:

@@ -120,8 +120,8 @@ def kept_in_4bit(config: PreTrainedConfig) -> bool:
 
 
 def to_be_packed(model: PreTrainedModel) -> list[Tensor]:
-    """The weights of a model that is not packed yet which would be: those of every linear layer but the head."""
-    head = model.get_output_embeddings()
+    """The weights of a model that is not packed yet which would be: those of every linear layer but the head, or a reward model's score."""
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     shared = {id(parameter) for parameter in ([] if head is None else head.parameters())}
     layers = (module for module in model.modules() if type(module) is nn.Linear or isinstance(module, Conv1D))
     return [layer.weight for layer in layers if layer is not head and id(layer.weight) not in shared]

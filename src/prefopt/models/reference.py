@@ -4,6 +4,7 @@
     AdapterOff       the policy with its new adapter switched off: the model before training, at no memory
     FrozenAdapter    the policy with a frozen copy of the adapter that it started from. After LoRA SFT the base alone is
                      not the model that was fine-tuned, so switching the adapter off would be another reference
+    MovingReference  one of the two copies, which follows the policy (models/moving.py)
     CachedReference  values computed before training, or by an earlier run
     DataReference    sums that came with the data
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 import xxhash
 from peft import PeftModel
+from torch import nn
 
 from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
@@ -85,12 +87,18 @@ class FrozenAdapter:
         self.active = adapter.active_adapter
         with torch.random.fork_rng(devices=[]):  # its weights are drawn, and then replaced
             adapter.add_adapter(START_ADAPTER, copy.deepcopy(adapter.peft_config[self.active]))
-        source = dict(adapter.named_parameters())
         with torch.no_grad():
-            for name, parameter in source.items():
-                if _belongs(name, START_ADAPTER):
-                    parameter.copy_(source[".".join(self.active if part == START_ADAPTER else part for part in name.split("."))])
+            for _, own, of_policy in self.pairs():
+                own.copy_(of_policy)
         self._activate(self.active)
+
+    def pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        """Name, weight of the frozen adapter and of the policy's, for every weight of an adapter."""
+        named = dict(self.adapter.named_parameters())
+        for name, parameter in named.items():
+            if _belongs(name, START_ADAPTER):
+                of_policy = ".".join(self.active if part == START_ADAPTER else part for part in name.split("."))
+                yield of_policy, parameter, named[of_policy]
 
     @torch.no_grad()
     def logps(self, batch: TreeBatch) -> TokenLogps:

@@ -69,9 +69,9 @@ def save_model(
 
 def stop_at(loaded: LoadedModel, end_of_turn: str) -> None:
     """Add the token to those that end generation, where it is one token and not among them."""
-    known = own_end_ids(loaded)
-    if loaded.model.generation_config and (added := end_ids(loaded, end_of_turn).difference(known)):
-        loaded.model.generation_config.eos_token_id = [*known, *sorted(added)]
+    known, config = own_end_ids(loaded), generation_config_of(loaded.model)
+    if config is not None and (added := end_ids(loaded, end_of_turn).difference(known)):
+        config.eos_token_id = [*known, *sorted(added)]
 
 
 def mend_generation_config(model: PreTrainedModel) -> None:
@@ -79,7 +79,7 @@ def mend_generation_config(model: PreTrainedModel) -> None:
 
     Some published models carry one: a temperature without `do_sample`, which reading passes over and writing does not.
     """
-    config = model.generation_config
+    config = generation_config_of(model)
     if config is None or is_valid(config):
         return
     config.do_sample = True  # what a temperature or top_p is for
@@ -87,6 +87,11 @@ def mend_generation_config(model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
+
+
+def generation_config_of(model: PreTrainedModel) -> GenerationConfig | None:
+    """How the model generates; None where it cannot, as a reward model."""
+    return getattr(model, "generation_config", None)
 
 
 def is_valid(config: GenerationConfig) -> bool:
@@ -107,6 +112,6 @@ def end_ids(loaded: LoadedModel, end_of_turn: str) -> set[int]:
 
 def own_end_ids(loaded: LoadedModel) -> list[int]:
     """The tokens by which the model itself says that generation ends."""
-    config = loaded.model.generation_config
+    config = generation_config_of(loaded.model)
     ids = None if config is None else config.eos_token_id
     return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from prefopt.config import REQUIRED, Setting, Settings
 
+ModelKind = Literal["language", "reward"]
+"""What a model gives: probabilities of words, or, a reward model, one score of a prompt with an answer and no words."""
+
 SWITCHES = {"true": "on", "yes": "on", "false": "off", "no": "off"}
 """Other words for on and off, as they are understood wherever a setting is a switch."""
 
@@ -84,6 +87,10 @@ class ModelSettings(Settings):
         return self
 
 
+SYNC_WEIGHT = 0.6
+"""The policy's share in a reference that follows it, where none is given."""
+
+
 class ReferenceSettings(Settings):
     """What runs of methods with a reference add."""
 
@@ -93,6 +100,36 @@ class ReferenceSettings(Settings):
     reference_cache: bool = Setting(
         True, help="Compute the reference once, before training, and keep it on disk for later runs; off holds a reference model in memory."
     )
+    sync_reference_every_steps: int | None = Setting(
+        None,
+        ge=1,
+        help="Steps after which the reference follows the policy (TR-DPO): it is then in memory, and what it gives is not cached. Left "
+        "out: it stays where it was.",
+    )
+    sync_reference_weight: float = Setting(
+        SYNC_WEIGHT, gt=0, le=1, help="The policy's share in the new reference: 1 makes it the policy, 0.5-0.6 is usual for a soft update."
+    )
     kl_budget: float | None = Setting(
         None, gt=0, help="KL from the reference, in nats per completion, beyond which the watch speaks; its page says what the default is."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_moves_is_not_kept(cls, given: Any) -> Any:
+        moves = isinstance(given, dict) and given.get("sync_reference_every_steps") is not None
+        return {"reference_cache": False, **given} if moves else given
+
+    @model_validator(mode="after")
+    def _a_reference_that_moves_is_in_memory(self) -> "ReferenceSettings":
+        if self.sync_reference_every_steps is None:
+            if self.sync_reference_weight != SYNC_WEIGHT:
+                raise ValueError("sync_reference_weight says how a reference follows the policy: give sync_reference_every_steps too")
+            return self
+        if self.reference is not None:
+            raise ValueError("sync_reference_every_steps moves the policy's own start, and reference names another model: leave one out")
+        if self.reference_cache:
+            raise ValueError(
+                "reference_cache keeps what the reference gives, and sync_reference_every_steps moves it: leave reference_cache out, "
+                "or set it to off"
+            )
+        return self

@@ -8,7 +8,7 @@ Nothing is published that was not read back from disk and found to be the model 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ import prefopt
 from prefopt.data.prompts import Renderer
 from prefopt.disk import draft_of, replace_folder
 from prefopt.errors import DataError, ModelError, RunError
-from prefopt.models.load import ADAPTER_CONFIG, LoadedModel, load_tokenizer, locate, read_model
-from prefopt.models.merge import DTYPES, MERGED, Change, adapter_off, cast_weights, load_to_merge, merge_weights, token_logps, write_model
+from prefopt.models.load import ADAPTER_CONFIG, LoadedModel, load_tokenizer, locate
+from prefopt.models.merge import DTYPES, MERGED, Change, adapter_off, cast_weights, load_to_merge, merge_weights, token_values, write_model
 from prefopt.models.policy import on_device, transformers_logging_at
+from prefopt.models.read import read_model
 from prefopt.models.settings import ModelSettings
 from prefopt.models.speakers import adapter_folder, device_named
 from prefopt.pipeline.merge_check import Comparison, Unmerged, compare, largest, moved_from_run
@@ -83,9 +84,11 @@ def merge(settings: MergeSettings, *, say: Say = print) -> MergeResult:
     check_room(out, sum(parameter.numel() for parameter in loaded.model.parameters()) * dtype.itemsize)
     kind = kind_of(loaded.adapter)
     tokenizer = tokenizer_of(source, settings.trust_remote_code)
+    if loaded.kind == "reward":  # its base has no padding token of its own choice, and the model needs one to find the last token
+        loaded.model.config.get_text_config().pad_token_id = loaded.model.config.pad_token_id = tokenizer.pad_token_id
     unmerged = run_unmerged(loaded, source, tokenizer)
     model, change = merge_weights(loaded, dtype)
-    merged = token_logps(model, unmerged.texts.trees)
+    merged = token_values(model, unmerged.texts.trees)
     unmerged.refuse_other(merged, unmerged.trained, f"merging {source.adapter} into {source.base} did not give the same model")
     moved = moved_from_run(unmerged, source.trained)
     for line in [*found_lines(source.base, source.adapter, model, kind, change), *name_lines(source.named_base, source.base, moved)]:
@@ -122,16 +125,18 @@ def run_unmerged(loaded: LoadedModel, source: Source, tokenizer: PreTrainedToken
     embeddings = loaded.model.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
     texts = texts_for(source.trained, tokenizer, num_tokens=len(embeddings))
-    trained, again = token_logps(loaded.model, texts.trees), token_logps(loaded.model, texts.trees, together=True)
+    if loaded.kind == "reward":  # what is compared are scores of single tokens, whose sums are no rewards
+        texts = replace(texts, are_pairs=False)
+    trained, again = token_values(loaded.model, texts.trees), token_values(loaded.model, texts.trees, together=True)
     with adapter_off(loaded) as base:
-        alone = token_logps(base, texts.trees)
-    return Unmerged(texts, trained, alone, largest(trained - again))
+        alone = token_values(base, texts.trees)
+    return Unmerged(texts, trained, alone, largest(trained - again), loaded.kind)
 
 
 def write_and_read_back(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draft: Path, source: Source, settings: MergeSettings, unmerged: Unmerged
 ) -> Tensor:
-    """Writes the model in the wanted precision; the log-probs of what then lies on disk, computed in float32, [N].
+    """Writes the model in the wanted precision; the log-probs, or scores, of what then lies on disk, computed in float32, [N].
 
     Raises:
         ModelError: what was read back is not what was written, or a weight is too large for the precision.
@@ -145,10 +150,10 @@ def write_and_read_back(
         )
     write_model(model, tokenizer, draft, end_of_turn=end_of_turn(source.trained, tokenizer))
     cast_weights(model, torch.float32)
-    written = token_logps(model, unmerged.texts.trees)
+    written = token_values(model, unmerged.texts.trees)
     model.to("meta")  # type: ignore[arg-type]  # its memory is needed for the next one, whoever still holds it
-    read = read_model(str(draft), dtype=torch.float32, trust_remote_code=settings.trust_remote_code)
-    saved = token_logps(on_device(read, device).eval(), unmerged.texts.trees)
+    read = read_model(str(draft), dtype=torch.float32, trust_remote_code=settings.trust_remote_code, kind=unmerged.kind)
+    saved = token_values(on_device(read, device).eval(), unmerged.texts.trees)
     unmerged.refuse_other(saved, written, "the model read back from disk is not the one that was written")
     return saved
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import ModelError
+from prefopt.models.settings import ModelKind
 from prefopt.pipeline.texts import Texts
 from prefopt.pipeline.trained import Trained
 from prefopt.report.files import read_lines
@@ -31,6 +32,12 @@ OTHER_BASE_IN_4BIT = 0.2
 """The same where the run held its base in four bits, which moves it by itself: by 0.003 for 4 million parameters. Of larger models we
 have no figure, hence the room."""
 
+WHAT: dict[ModelKind, str] = {"language": "log-probs", "reward": "scores"}
+"""What is compared."""
+
+UNIT: dict[ModelKind, str] = {"language": "nats per token", "reward": "at a token"}
+"""And in what."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unmerged:
@@ -41,12 +48,14 @@ class Unmerged:
         trained: log-probs with the adapter on, [N], in nats.
         alone: of the base alone, [N].
         noise: largest difference of two ways to run the model with the adapter on.
+        kind: of the model; of a reward model scores stand in the place of log-probs.
     """
 
     texts: Texts
     trained: Tensor
     alone: Tensor
     noise: float
+    kind: ModelKind = "language"
 
     @property
     def allowed(self) -> float:
@@ -66,8 +75,8 @@ class Unmerged:
         """
         if (found := largest(logps - expected)) > self.allowed:
             raise ModelError(
-                f"{what}: log-probs differ by up to {found:.2g} nats per token, and arithmetic alone explains {self.allowed:.1g}. "
-                "Nothing was written. Serve base and adapter as they are, and please report the model's architecture."
+                f"{what}: {WHAT[self.kind]} differ by up to {found:.2g} {UNIT[self.kind]}, and arithmetic alone explains "
+                f"{self.allowed:.1g}. Nothing was written. Serve base and adapter as they are, and please report the model's architecture."
             )
 
 
@@ -87,6 +96,7 @@ class Comparison:
             adapter makes in them; None: no pairs.
         preferences_lost: pairs whose change of margin points the other way after saving.
         num_pairs: of how many, those left out whose margin the adapter does not change.
+        kind: of the model; of a reward model scores stand in the place of log-probs.
     """
 
     texts: str
@@ -100,6 +110,7 @@ class Comparison:
     margins_moved: float | None
     preferences_lost: int
     num_pairs: int
+    kind: ModelKind = "language"
 
 
 def compare(unmerged: Unmerged, merged: Tensor, saved: Tensor) -> Comparison:
@@ -124,6 +135,7 @@ def compare(unmerged: Unmerged, merged: Tensor, saved: Tensor) -> Comparison:
         margins_moved=moved,
         preferences_lost=lost,
         num_pairs=num_pairs,
+        kind=unmerged.kind,
     )
 
 

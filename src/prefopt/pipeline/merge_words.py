@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from prefopt.errors import ConfigError
 from prefopt.models.load import is_hub_name
 from prefopt.models.merge import MERGED, Change
-from prefopt.pipeline.merge_check import Comparison, is_other_base
+from prefopt.pipeline.merge_check import UNIT, WHAT, Comparison, is_other_base
 from prefopt.report.card import model_card
 
 TOO_MUCH_BEHAVIOUR = 0.1
@@ -75,9 +75,10 @@ def base_warning(base: str, moved: float | None, *, in_4bit: bool = False) -> st
 
 def check_lines(comparison: Comparison) -> list[str]:
     """How far merged and unmerged are apart, and beside it what the adapter does."""
+    words = f"in {UNIT['language']}" if comparison.kind == "language" else "scores after each token"
     return [
-        f"compared on {comparison.num_tokens:,} tokens of {comparison.texts}, in nats per token:",
-        f"  the adapter moves log-probs by {comparison.effect:.2g} on average",
+        f"compared on {comparison.num_tokens:,} tokens of {comparison.texts}, {words}:",
+        f"  the adapter moves {WHAT[comparison.kind]} by {comparison.effect:.2g} on average",
         f"  merged in float32, at most {comparison.merged:.1g} from base with adapter (up to {comparison.allowed:.1g} is arithmetic)",
     ]
 
@@ -109,7 +110,7 @@ def losses(comparison: Comparison, change: Change) -> dict[str, str]:
         f"{change.vanished:.1%} of the changed numbers are the base's again"
     }
     if comparison.effect:
-        lost["log-probs"] = f"{comparison.saved_mean / comparison.effect:.1%}"
+        lost[WHAT[comparison.kind]] = f"{comparison.saved_mean / comparison.effect:.1%}"
     if comparison.margins_moved is not None:
         lost["margins"] = f"{comparison.margins_moved:.1%}; {comparison.preferences_lost} of {comparison.num_pairs} pairs turn around"
     return lost

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from prefopt.engine.batch import Sharing, TreeBatch, pack
-from prefopt.engine.head import HeadShape
 from prefopt.machine import keep_freed_memory
 from prefopt.models.load import Precision
-from prefopt.models.policy import EnginePath, Policy, plain_head_of
-from prefopt.models.settings import ModelSettings
+from prefopt.models.policy import Policy
+from prefopt.models.settings import ModelKind, ModelSettings
 from prefopt.training.memory.skeleton import build, only_layers, replace_tensors, stacks
+from prefopt.training.memory.trace import path_of
 from prefopt.training.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from prefopt.trees import PromptTree
 
@@ -52,6 +52,7 @@ class Work:
         num_layers, hidden, vocabulary: of the model.
         num_trained: weights that are trained.
         adapter: the others are frozen.
+        kind: of the model; a reward model's head has one row in the place of the vocabulary's.
     """
 
     layer_weights: int
@@ -60,6 +61,7 @@ class Work:
     vocabulary: int
     num_trained: int
     adapter: bool
+    kind: ModelKind = "language"
 
     @property
     def times(self) -> int:
@@ -79,7 +81,8 @@ class Work:
 
     def head_flops(self, tree: PromptTree) -> float:
         """Operations of the head's forward pass over an example."""
-        return 2.0 * self.vocabulary * self.hidden * sum(completion.num_scored for completion in tree.completions)
+        rows = self.vocabulary if self.kind == "language" else 1
+        return 2.0 * rows * self.hidden * sum(completion.num_scored for completion in tree.completions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +123,9 @@ class Pace:
         return self.update * self.sizes.num_trained
 
 
-def work_of(settings: ModelSettings, precision: Precision, *, adapter: bool) -> Work:
+def work_of(settings: ModelSettings, precision: Precision, *, adapter: bool, kind: ModelKind = "language") -> Work:
     """Read off the model's config."""
-    model, _ = build(settings, precision)
+    model, _ = build(settings, precision, kind)
     text = model.config.get_text_config()
     in_layers = [parameter for layers in stacks(model) for parameter in layers.parameters() if parameter.ndim >= 2]
     return Work(
@@ -132,6 +135,7 @@ def work_of(settings: ModelSettings, precision: Precision, *, adapter: bool) -> 
         text.vocab_size,
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         adapter,
+        kind,
     )
 
 
@@ -185,7 +189,7 @@ def measure_pace(
     few = 1 if many < sizes.num_layers else 0
     found = {}
     for count in (few, many) if few else (many, max(1, many // 2)):
-        found[count] = _time_layers(settings, precision, trees, count, sharing, device)
+        found[count] = _time_layers(settings, precision, sizes.kind, trees, count, sharing, device)
     (low, at_low), (high, at_high) = sorted(found.items())
     layer_work = sum(sizes.layer_flops(tree, sharing) for tree in trees)
     head_work = sum(map(sizes.head_flops, trees))
@@ -201,9 +205,15 @@ def measure_pace(
 
 
 def _time_layers(
-    settings: ModelSettings, precision: Precision, trees: Sequence[PromptTree], count: int, sharing: Sharing, device: torch.device
+    settings: ModelSettings,
+    precision: Precision,
+    kind: ModelKind,
+    trees: Sequence[PromptTree],
+    count: int,
+    sharing: Sharing,
+    device: torch.device,
 ) -> dict[str, float]:
-    model, _ = build(settings, precision)
+    model, _ = build(settings, precision, kind)
     numbers = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02
 
     def fill(tensor: Tensor) -> Tensor:
@@ -214,7 +224,7 @@ def _time_layers(
 
     with only_layers(model, count):
         replace_tensors(model, fill)
-        policy = Policy(model, EnginePath(sharing, HeadShape() if plain_head_of(model) is not None else None))
+        policy = Policy(model, path_of(model, sharing))
         named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
         optimizer = make_optimizer(named, weight_decay=0.0)
         set_learning_rate(optimizer, 1e-9)
@@ -230,7 +240,7 @@ def _time_layers(
         def train(batch: TreeBatch) -> None:
             with torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
                 logps = policy(batch)
-            logps.values_N.sum().backward()
+            (logps.values_N if logps.scalar_T is None else logps.scalar_T).sum().backward()
 
         def update() -> None:
             clip_gradients(policy, 1.0)

@@ -228,7 +228,7 @@ def _say_machine(asked: _Asked, base: RunSettings, say: Callable[[str], object])
         say("times: not known, there is no such device here (--tflops N says what to take it for)")
         return None
     precision = precision_of(base, asked.device)
-    sizes = _model_sizes(base, asked.device)
+    sizes = _model_sizes(asked, base)
     positions = min(base.max_tokens, 2048)
     rate = matrix_rate(sizes, positions, precision.autocast or torch.float32, asked.device)
     threads = f" with {torch.get_num_threads()} threads" if asked.device.type == "cpu" else ""
@@ -237,9 +237,9 @@ def _say_machine(asked: _Asked, base: RunSettings, say: Callable[[str], object])
     return rate
 
 
-def _model_sizes(run: RunSettings, device: torch.device) -> Work:
-    own = _model_settings(run)
-    return work_of(own, precision_of(run, device), adapter=bool(run.lora_rank or run.adapter or locate(run.model)[1]))
+def _model_sizes(asked: _Asked, run: RunSettings) -> Work:
+    adapter = bool(run.lora_rank or run.adapter or locate(run.model)[1])
+    return work_of(_model_settings(run), precision_of(run, asked.device), adapter=adapter, kind=asked.method.needs.model)
 
 
 def _model_settings(run: RunSettings) -> ModelSettings:
@@ -250,7 +250,7 @@ def _times(asked: _Asked, fit: Fit, rate: float | None) -> Times | None:
     if rate is None:
         return None
     run = fit.settings
-    sizes = _model_sizes(run, asked.device)
+    sizes = _model_sizes(asked, run)
     order = DataOrder(asked.num_examples, min(run.batch_size, asked.num_examples), run.seed, run.epochs)
     steps = [
         [asked.trees[index % len(asked.trees)] for index in order.examples(step)] for step in range(min(STEPS_LOOKED_AT, order.num_steps))

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from prefopt.engine.batch import pack
 from prefopt.evaluate.kl import KL, estimate_kl
 from prefopt.evaluate.reward_accuracy import RewardAccuracy, reward_accuracy
-from prefopt.models.load import read_model
 from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.read import read_model
 from prefopt.pipeline.reviews import true_reward
 from prefopt.rollout.sample import sample
 from prefopt.trees import Completion, PromptTree, TokenIds, token_ids

@@ -128,9 +128,9 @@ def front_matter(record: RunRecord, *, adapter: bool) -> dict[str, Any]:
     return {
         "library_name": "peft" if adapter else "transformers",
         **({"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if record.is_reward_model else "text-generation",
         **({"datasets": sorted(set(datasets))} if datasets else {}),
-        "tags": [*tags, *(["lora"] if adapter else [])],
+        "tags": [*tags, *(["reward-model"] if record.is_reward_model else []), *(["lora"] if adapter else [])],
     }
 
 
@@ -153,6 +153,8 @@ def packed_base(record: RunRecord) -> str:
 
 def loading(record: RunRecord, *, adapter: bool) -> list[str]:
     """The code that loads it, and what a prompt must look like."""
+    if record.is_reward_model:
+        return loading_reward(record, adapter=adapter)
     imports, model, remark = loader(record, adapter=adapter)
     is_chat = bool(mapping(record.data.get("summary")).get("template"))
     ask = (
@@ -207,6 +209,43 @@ def loader(record: RunRecord, *, adapter: bool) -> tuple[list[str], list[str], s
         f"{one_model}, which needs nothing else."
     )
     return imports, lines, remark
+
+
+def loading_reward(record: RunRecord, *, adapter: bool) -> list[str]:
+    """The same of a reward model."""
+    is_chat = bool(mapping(record.data.get("summary")).get("template"))
+    scored = (
+        ['answers = ["Eight minutes in boiling water.", "I do not know."]',
+         'chats = [[{"role": "user", "content": "How do I boil an egg?"}, {"role": "assistant", "content": answer}] for answer in answers]',
+         "# rstrip: the score is read at the token that ends an answer, and some templates write a line break behind it",
+         "texts = [tokenizer.apply_chat_template(chat, tokenize=False).rstrip() for chat in chats]",
+         'batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")']
+        if is_chat
+        else ['texts = ["How do I boil an egg? Eight minutes in boiling water.", "How do I boil an egg? I do not know."]',
+              'batch = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt")']
+    )  # fmt: skip
+    model = ["model = AutoModelForSequenceClassification.from_pretrained(folder)"]
+    imports = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
+    if adapter:
+        base = hub_base(record) or "path/to/base"
+        imports.insert(0, "from peft import PeftModel")
+        model = [
+            f'base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels=1)',
+            "base.config.pad_token_id = tokenizer.pad_token_id",
+            "model = PeftModel.from_pretrained(base, folder)",
+        ]
+    code = [
+        *("import torch", *imports, "", 'folder = "path/to/this/folder"', "tokenizer = AutoTokenizer.from_pretrained(folder)"),
+        *(*model, *scored, "with torch.no_grad():", "    print(model(**batch).logits.squeeze(-1))"),
+    ]
+    words = (
+        "It is a reward model: it gives one score to a prompt with an answer, and cannot write. Only differences of scores mean something, "
+        "and those between answers to the same prompt most. The score is read at the last token that is not padding, which must be the one "
+        "that ends an answer: pad with this tokenizer, whose padding token ends none.\n"
+    )
+    if adapter:
+        words += "\nIt is an adapter with a score layer; `prefopt merge` makes one model of it and its base.\n"
+    return [f"```python\n{chr(10).join(code)}\n```\n", words]
 
 
 def data_part(record: RunRecord) -> list[str]:
@@ -296,7 +335,12 @@ def limits(record: RunRecord) -> list[str]:
         )
     else:
         lines.append("Nothing was held out: there are no figures on prompts that it was not trained on.")
-    if record.is_pairs:
+    if record.is_reward_model:
+        lines.append(
+            "Accuracy says how often it ranks two given answers as the data does. Answers unlike those of the data, a policy's that is "
+            "trained on these scores above all, it may score high for no good reason."
+        )
+    elif record.is_pairs:
         lines.append(
             "Accuracy says how often it ranks two given answers as the data does. That is no proof that its own answers are better: "
             "nobody has compared those."

@@ -1,7 +1,7 @@
 """Which charts a run's page has, what is in them, and the sentence that says what good looks like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prefopt.report.curves import central_range, column
@@ -146,6 +146,20 @@ SPECS: Mapping[str, Sequence[Spec]] = {
             levels=[ZERO],
         ),
         Spec(
+            "scores",
+            "Scores of the answers",
+            "",
+            "A reward model's scores: their mean, which says nothing by itself and should not drift far, and their standard deviation "
+            "among the answers to one prompt, which grows as it learns to tell them apart and should level off.",
+            [
+                ("scores/mean", "mean", "train"),
+                ("eval/scores/mean", "mean, held out", "train"),
+                ("scores/spread", "spread", "chosen"),
+                ("eval/scores/spread", "spread, held out", "chosen"),
+            ],
+            levels=[ZERO],
+        ),
+        Spec(
             "thumbs",
             "Rewards",
             "",
@@ -286,6 +300,8 @@ def chart_of(spec: Spec, record: RunRecord, before: Mapping[str, float]) -> Char
         record: of the run.
         before: figures before training, as `RunRecord.held_out_figures` gives them.
     """
+    if spec.key == "rewards" and record.is_reward_model:
+        spec = replace(spec, says="Mean scores of chosen and of rejected answers. The two should part; where both lie says nothing.")
     lines = tuple(
         Line(label, role, curve, is_held_out=name.startswith(("eval/", "samples/")), is_noisy=name != "learning_rate")
         for name, label, role in spec.lines

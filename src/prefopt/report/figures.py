@@ -36,6 +36,8 @@ METRICS: Mapping[str, Metric] = {
     "rewards/margin": Metric("Margin", better="up"),
     "loss": Metric("Loss", better="down"),
     "kl": Metric("KL", "nats per answer", digits=2),
+    "scores/mean": Metric("Mean score", digits=2),
+    "scores/spread": Metric("Spread of one prompt's scores", digits=2),
     "rewards/chosen": Metric("Reward of the chosen answer"),
     "rewards/rejected": Metric("Reward of the rejected answer"),
     "rewards/desirable": Metric("Reward of answers with a thumb up"),

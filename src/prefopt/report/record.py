@@ -13,7 +13,7 @@ from prefopt.config import from_yaml
 from prefopt.errors import ConfigError
 from prefopt.report.files import RunFiles, read_json, read_lines
 from prefopt.report.metrics import Metrics, read_metrics
-from prefopt.report.text import base_name, number
+from prefopt.report.text import base_name, integer, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,14 @@ class RunRecord:
 
     @property
     def reference_is_start(self) -> bool:
-        """Whether the reference is the model as it was before training."""
-        return self.has_reference and self.settings.get("reference") is None and self.resolved.get("reference") != "data"
+        """Whether the reference is the model as it was before training, and stays it."""
+        is_own = self.has_reference and self.settings.get("reference") is None and self.resolved.get("reference") != "data"
+        return is_own and self.reference_follows is None
+
+    @property
+    def reference_follows(self) -> int | None:
+        """Steps after which the reference follows the policy; None where it stays."""
+        return integer(self.settings.get("sync_reference_every_steps"))
 
     @property
     def reference_words(self) -> str:
@@ -170,6 +176,8 @@ class RunRecord:
             return "the model before training"
         if not self.has_reference:
             return ""
+        if every := self.reference_follows:
+            return f"the model before training, moved towards the policy every {every} steps"
         named = self.settings.get("reference")
         return base_name(str(named)) if named is not None else "sums of log-probabilities that came with the data"
 
@@ -184,6 +192,11 @@ class RunRecord:
         if any(name.removeprefix("eval/") == "rewards/margin" for name in self.metrics.curves):
             return True
         return any(len(example.completions) > 1 for example in self.held_out[:1])
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether a reward model was trained, which scores answers and writes none."""
+        return str(mapping(self.manifest.get("model")).get("architecture") or "").endswith("ForSequenceClassification")
 
     @property
     def is_thumbs(self) -> bool:

@@ -206,7 +206,8 @@ def moved_by(record: RunRecord, figures: Mapping[str, Change]) -> str:
     """
     for name, on in (("samples/kl", "on its own answers"), ("kl", "on the data's answers")):
         if name in figures and (kl := figures[name].after) is not None:
-            return f"it moved {METRICS[name].show(kl)} nats per answer away from its reference (KL {on})"
+            which = "its reference" if record.reference_follows is None else "its reference, which has followed it"
+            return f"it moved {METRICS[name].show(kl)} nats per answer away from {which} (KL {on})"
     curve = record.metrics.curve("kl")
     _, kl = ends(curve)
     if kl is None or len(curve) < 2:
@@ -250,6 +251,12 @@ def effort(record: RunRecord) -> str:
     return f"{steps} took {duration(record.seconds)}" + (f" and at most {memory:.2f} GB" if memory else "")
 
 
+READ_ANSWERS = "read the answers below before you use it, for these figures are about given answers and not about its own"
+READ_REWARD = (
+    "look at the pairs below that it is sure of and gets wrong before you use it: a policy that is trained on its scores finds such"
+)
+
+
 def what_to_do(record: RunRecord, state: RunState, outcome: str, warnings: Sequence[Finding], *, num_passed: int = 0) -> str:
     """The third sentence: what to do next, and whether to trust the result.
 
@@ -276,7 +283,7 @@ def what_to_do(record: RunRecord, state: RunState, outcome: str, warnings: Seque
         return "Evaluate it on the examples that were held out for that: nothing here says more than that its steps are done."
     nothing = "What the watch warned of on the way has passed" if num_passed else "Nothing that the watch looks at speaks against it"
     return {
-        "learned": f"{nothing}; read the answers below before you use it, for these figures are about given answers and not about its own.",
+        "learned": f"{nothing}; {READ_REWARD if record.is_reward_model else READ_ANSWERS}.",
         "perhaps": "More held-out pairs, or a longer run, would tell whether the gain is real; until then do not count on it.",
         "nothing": "There is no reason yet to prefer it to the model that it started from: look for mislabelled pairs first, then try "
         "more data, a higher learning rate or more epochs.",

@@ -24,6 +24,7 @@ from prefopt.engine.logps import ReferenceLogps, TokenLogps
 from prefopt.engine.offload import Offload
 from prefopt.machine import give_freed_memory_back
 from prefopt.methods.method import Method, State
+from prefopt.models.moving import MovingReference
 from prefopt.models.policy import Policy, trained_parameters
 from prefopt.models.reference import Reference
 from prefopt.training.cut import MicroBatch, cut
@@ -88,6 +89,8 @@ class Trainer:
         Raises:
             NotFinite: loss or gradient is not finite; the weights are as they were.
         """
+        if isinstance(self.reference, MovingReference):
+            self.reference.before_step(step)
         statistics = self._statistics(trees)
         read = [self.method.in_loss(tree) for tree in trees]
         totals = unit_totals(self.method, read)

@@ -11,10 +11,12 @@ from prefopt.engine.batch import Sharing
 from prefopt.errors import ModelError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision, checkpoint_activations, layers_that_recompute, load_model
+from prefopt.models.padding import choose_padding
 from prefopt.models.policy import Policy
 from prefopt.models.proof import prove
 from prefopt.models.quantise import num_parameters
 from prefopt.models.reference_cache import weights_digest
+from prefopt.models.save import end_ids
 from prefopt.training.cut import check_fits
 from prefopt.training.examples import RunData, load_data, within_context, within_data
 from prefopt.training.group.processes import Processes
@@ -27,6 +29,9 @@ from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.narrator import Narrator
 from prefopt.training.terminal.words import opening_lines
 from prefopt.trees import PromptTree
+
+LOOKED_AT = 256
+"""Examples whose tokens are looked at for what answers end in, which is the same in all, and what else texts use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,15 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
     torch.manual_seed(given.seed % 2**63)  # any whole number will do
     precision = precision_of(given, processes.device)
     apart = given.parallel == "fsdp" and processes.count > 1  # no device ever holds the whole model
-    loaded = load_model(given, precision=precision, device=torch.device("cpu") if apart else processes.device, seed=given.seed)
+    where = torch.device("cpu") if apart else processes.device
+    loaded = load_model(given, precision=precision, device=where, seed=given.seed, kind=method.needs.model)
     settings = within_context(given, loaded, narrator)
     usual_rate = usual_learning_rate(method.rates, num_parameters(loaded.model), adapter=loaded.adapter is not None)
     learning_rate = settings.learning_rate or usual_rate
     with processes.main_first():
         data = load_data(method, settings, loaded, narrator)
+    if loaded.kind == "reward":
+        narrator.say(f"padding: {give_padding(loaded, data)}, which ends no answer: a reward model's score is that of the last other token")
     proved = partial(
         prove, loaded.model, max_length=settings.max_length, autocast=precision.autocast, apart=processes.device if apart else None
     )
@@ -90,6 +98,20 @@ def prepare(method: Method, given: RunSettings, memory: MemoryCheck | None, proc
         proved(sharing=proof.path.sharing)  # with recomputation, which no layer did the first time
     policy = Policy(loaded.model, proof.path)
     return Prepared(given, settings, loaded, precision, fingerprint, data, order, policy, learning_rate, usual_rate)
+
+
+def give_padding(loaded: LoadedModel, data: RunData) -> str:
+    """Settle on a reward model's padding token, now that it is known what answers end in; its name.
+
+    Raises:
+        ModelError: as `choose_padding`.
+    """
+    some = [*data.held_out[:LOOKED_AT], *(data.train[place] for place in range(min(LOOKED_AT, len(data.train))))]
+    last = {int(completion.ids[-1]) for tree in some for completion in tree.completions}
+    used = {
+        token for tree in some for ids in (tree.prompt_ids, *(completion.ids for completion in tree.completions)) for token in ids.tolist()
+    }
+    return choose_padding(loaded, last | end_ids(loaded, data.end_of_turn), used)
 
 
 def make_room(

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
 from prefopt.engine.logps import TokenLogps
-from prefopt.errors import ModelError, RunError
+from prefopt.errors import DataError, ModelError, RunError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel, Precision, load_model
+from prefopt.models.moving import Following, MovingReference
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
 from prefopt.models.quantise import quantisation_of
@@ -154,12 +155,14 @@ class Choice:
         path: how its model is run.
         context: what its values depend on; None: they are not kept.
         fingerprint: digest of the weights of a model of its own; None: it is the run's model as it starts, or there is none.
+        following: how it follows the policy; None: it stays.
     """
 
     reference: Reference
     path: EnginePath
     context: CacheContext | None
     fingerprint: str | None = None
+    following: Following | None = None
 
     def ready(
         self,
@@ -171,16 +174,20 @@ class Choice:
         parallel: Parallel,
         processes: Processes,
         narrator: Narrator,
+        policy: Policy,
     ) -> Reference:
         """The reference as the steps use it; by now the policy is shared among the processes.
 
         Args:
             trees: all that will be asked for, held-out ones included.
             cache_folder: where values are kept.
-            max_tokens, precision, parallel, processes, narrator: of the run.
+            max_tokens, precision, parallel, processes, narrator, policy: of the run.
         """
         if isinstance(self.reference, FrozenCopy) and parallel == "fsdp" and processes.count > 1:
             shard(self.reference.policy, processes)
+        if self.following is not None:
+            assert isinstance(self.reference, FrozenCopy | FrozenAdapter), "choose_reference makes it of one of the two"
+            return MovingReference(self.reference, policy, self.following)
         if self.context is None:
             return self.reference
         return precompute(
@@ -235,6 +242,11 @@ def choose_reference(
     if not method.needs.reference:
         return None
     if data_has_reference(trees):
+        if following_of(settings) is not None:
+            raise DataError(
+                "the data brings the reference's sums, and sync_reference_every_steps moves the reference: remove the columns "
+                "reference_chosen_logp and reference_rejected_logp, or leave sync_reference_every_steps out."
+            )
         narrator.say("reference: the sums that come with the data")
         return Choice(DataReference(), policy.path, None)
     keeps = reference_settings(settings).reference_cache
@@ -246,6 +258,15 @@ def choose_reference(
         fingerprint = another = weights_digest(reference_model.model.state_dict())
         processes.agree({"the reference": another})
         narrator.say(sentence)
+    elif (following := following_of(settings)) is not None:
+        reference = FrozenAdapter(policy, loaded.adapter) if loaded.adapter is not None else FrozenCopy.of(policy)
+        share = following.weight
+        mix = "the policy" if share == 1 else f"{share:g} of the policy and {1 - share:g} of itself"
+        narrator.say(
+            f"reference: {FOLLOWERS[type(reference)]} that follows the policy: every {following.every_steps} steps it becomes {mix}; "
+            "run in every step, and never cached"
+        )
+        return Choice(reference, path, None, following=following)
     else:
         reference = start_reference(policy, loaded, in_place=keeps)
     if not keeps:
@@ -259,6 +280,16 @@ DESCRIPTIONS: dict[type, str] = {
     FrozenAdapter: "the model with the adapter that it started from",
     FrozenCopy: "a second model in memory",
 }
+
+
+FOLLOWERS: dict[type, str] = {FrozenAdapter: "a second adapter on the same base", FrozenCopy: "a second model in memory"}
+
+
+def following_of(settings: RunSettings) -> Following | None:
+    """How the run's reference follows its policy; None: it stays where it was."""
+    own = reference_settings(settings)
+    every = own.sync_reference_every_steps
+    return None if every is None else Following(every, own.sync_reference_weight)
 
 
 @torch.no_grad()

@@ -222,6 +222,7 @@ def _runner(
             parallel=settings.parallel,
             processes=processes,
             narrator=book.narrator,
+            policy=policy,
         )
         live = choice.live(reference)
     if isinstance(reference, DataReference):
@@ -239,20 +240,23 @@ def _runner(
         processes=processes,
         offload=Offload(CudaCopies(processes.device)) if settings.offload_activations else None,
     )
+    num_samples = settings.samples if method.needs.model == "language" else 0
     sampler = make_sampler(
         policy,
         live,
         data.held_out or data.train,
         data.tokenizer,
         end_ids(ready.loaded, data.end_of_turn),
-        num=settings.samples,
+        num=num_samples,
         max_new_tokens=settings.sample_tokens,
         max_length=settings.max_length,
         seed=settings.seed,
         autocast=precision.autocast,
         processes=processes,
     )
-    if settings.samples and sampler is None:
+    if settings.samples and method.needs.model == "reward":
+        book.narrator.say("note: no answers are sampled: a reward model scores answers and writes none")
+    elif settings.samples and sampler is None:
         book.narrator.say(
             f"note: no answers are sampled: the model cannot generate, or no prompt leaves {settings.sample_tokens} tokens for an answer "
             f"within {settings.max_length} (lower sample_tokens, or samples 0)"

@@ -11,6 +11,7 @@ from typing import Any
 from prefopt.data.dataset import write_dropped
 from prefopt.errors import PrefoptError, RunStopped
 from prefopt.methods.method import State
+from prefopt.models.moving import MovingReference
 from prefopt.models.policy import trained_parameters
 from prefopt.models.reference import CachedReference, DataReference
 from prefopt.report.files import read_json, read_lines
@@ -21,7 +22,7 @@ from prefopt.training.loop import Asked, Best, Course, Trainer, peak_memory_gb, 
 from prefopt.training.not_finite import NotFinite, held_out_not_finite
 from prefopt.training.order import DataOrder
 from prefopt.training.record.callbacks import RunStart
-from prefopt.training.record.checkpoint import Checkpoints, Progress, restore, verified
+from prefopt.training.record.checkpoint import Checkpoints, Progress, restore, restore_reference, verified
 from prefopt.training.record.environment import differences
 from prefopt.training.record.held_out import HeldOutLines, described
 from prefopt.training.record.logbook import Logbook
@@ -68,6 +69,7 @@ class Runner:
         self.parameters = dict(trained_parameters(trainer.policy))
         self.held_out: HeldOutLines | None = None
         self.kept_reference = trainer.reference if isinstance(trainer.reference, CachedReference) else None
+        self.moving = trainer.reference if isinstance(trainer.reference, MovingReference) else None
         self.reference_digest = self.kept_reference.digest() if self.kept_reference else None
         self.reference_sample = self.kept_reference.sample() if self.kept_reference else None
         self.opening: dict[str, Any] = {}
@@ -155,6 +157,9 @@ class Runner:
         path, state = checkpoint
         check_reference_values(path, state, self.kept_reference, self.manifest["resolved"]["precision"])
         progress = restore(path, state, self.parameters, self.trainer.optimizer, self.processes)
+        if self.moving is not None:
+            restore_reference(path, self.moving.parameters(), self.processes)
+            self.moving.moved_for = state["reference_moved_for"]
         best = _best_of(state)
         self.saved_step = progress.step
         self.opening, self.seconds = state["opening"], state["training_seconds"]
@@ -244,6 +249,7 @@ class Runner:
             **start_of(self.manifest),
             "reference": self.reference_digest,
             "reference_sample": self.reference_sample,
+            "reference_moved_for": self.moving.moved_for if self.moving is not None else 0,
             "best": asdict(course.best) if course.best else None,
             "opening": self.opening,
             "training_seconds": time.perf_counter() - self.started,
@@ -256,6 +262,7 @@ class Runner:
             self.trainer.optimizer,
             Progress(course.step, course.state),
             facts,
+            reference=self.moving.parameters() if self.moving is not None else None,
             best_step=self._best_kept(course.best),
             keep_older=in_trouble,
             processes=self.processes,

@@ -95,4 +95,9 @@ class RunSettings(DataSettings, ModelSettings):
                 raise ValueError("early_stop looks at the held-out loss: give eval_data or eval_fraction too")
             if not self.keep_best:
                 raise ValueError("early_stop takes the model of the best checkpoint: leave keep_best on")
+            if getattr(self, "sync_reference_every_steps", None) is not None:
+                raise ValueError(
+                    "early_stop compares held-out losses of different steps, and with sync_reference_every_steps each is against another "
+                    "reference: leave one of them out"
+                )
         return self

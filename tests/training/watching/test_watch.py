@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,16 @@ NAMES_OF_CASES = [f"{rule}-{place}" for place, (rule, *_) in enumerate(CASES)]
 def test_a_rule_speaks_beyond_its_threshold_and_alone(rule: str, make: Callable[[float], Case], silent: float, speaking: float):
     assert replay(*make(silent)) == []
     assert [finding.rule for finding in replay(*make(speaking))] == [rule]
+
+
+@pytest.mark.parametrize(("rule", "make", "silent", "speaking"), CASES, ids=NAMES_OF_CASES)
+def test_where_the_reference_moves_steps_are_not_compared(rule: str, make: Callable[[float], Case], silent: float, speaking: float):
+    """A move of the reference changes loss, margin and accuracy at once, and rewards no longer begin at 0."""
+    run, rows = make(speaking)
+    moving = replace(run, settings={**run.settings, "sync_reference_every_steps": 8})
+    over_steps = next(found.over_steps for found in RULES if found.name == rule)
+    by_rewards = rule == "displacement" and not run.before
+    assert [finding.rule for finding in replay(moving, rows)] == ([] if over_steps or by_rewards else [rule])
 
 
 def test_every_rule_has_a_case():

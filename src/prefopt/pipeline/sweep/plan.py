@@ -20,7 +20,7 @@ from prefopt.config import REQUIRED, Setting, Settings, describe, nearest, print
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.report.text import setting
-from prefopt.training.assemble import method_named, settings_for
+from prefopt.training.assemble import method_named, reference_settings, settings_for
 from prefopt.training.settings import RunSettings
 
 _OF_THE_SWEEP = "is about the whole sweep, and the same for all of its runs"
@@ -34,7 +34,7 @@ NOT_SWEPT: Mapping[str, str] = {
     **dict.fromkeys(("resume", "overwrite", "cache_dir", "data_workers", "memory_check", "trust_remote_code"), _OF_THE_SWEEP),
     **dict.fromkeys(("data", "eval_data", "eval_fraction", "data_format", "columns", "on_bad_row"), _OF_THE_DATA),
     **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score", "pairs_of_ranks"), _OF_THE_DATA),
-    **dict.fromkeys(("model", "adapter", "reference"), _OF_THE_START),
+    **dict.fromkeys(("model", "adapter", "reference", "sync_reference_every_steps", "sync_reference_weight"), _OF_THE_START),
     **dict.fromkeys(("samples", "sample_tokens", "kl_budget", "report", "report_to"), _OF_THE_NOTES),
     **dict.fromkeys(("save_every_minutes", "save_every_steps", "keep_checkpoints"), _OF_THE_NOTES),
 }
@@ -43,6 +43,11 @@ NOT_SWEPT: Mapping[str, str] = {
 NO_HELD_OUT = (
     "eval_fraction: a sweep compares its runs on held-out examples, and nothing is held out: give eval_fraction (0.1 holds a tenth of "
     "the data out) or eval_data"
+)
+
+REFERENCE_MOVES = (
+    "sync_reference_every_steps: a sweep compares margins, accuracy and KL of its runs, and with a reference that follows the policy each "
+    "run would measure them from another one: leave it out, or make a run for each with prefopt train"
 )
 
 
@@ -218,6 +223,8 @@ def _at_odds(runs: Checked, fit: Mapping[str, Sequence[Any]]) -> list[str]:
             lines.append(f"{name}: {twice.strip()} is given twice: give it once")
     if not settings.eval_data and not settings.eval_fraction:
         lines.append(NO_HELD_OUT)
+    if reference_settings(settings).sync_reference_every_steps is not None:
+        lines.append(REFERENCE_MOVES)
     if "-" in (*settings.data, *settings.eval_data):
         lines.append("data: standard input (-) can be read once, and every run of a sweep reads it: put it into a file")
     return list(dict.fromkeys(lines))

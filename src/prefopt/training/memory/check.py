@@ -211,7 +211,8 @@ class MemoryCheck:
             found.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}, positions, None))
         if (half := positions // 2) >= settings.max_length:
             found.append((f"--max-tokens {half}", {"max_tokens": half}, half, None))
-        if self.method.needs.reference and not reference_settings(settings).reference_cache:
+        reference = reference_settings(settings)
+        if self.method.needs.reference and not reference.reference_cache and reference.sync_reference_every_steps is None:
             found.append(("--reference-cache on", {"reference_cache": True}, positions, None))
         if self.device.type == "cuda" and (count := self._enough_processes(micro)):
             found.append((f"--parallel fsdp on {count} GPUs", {"parallel": "fsdp"}, positions, count))

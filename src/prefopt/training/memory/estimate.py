@@ -20,7 +20,7 @@ from prefopt.engine.offload import UNDER_WAY
 from prefopt.machine import ENVIRONMENT
 from prefopt.methods.method import Method
 from prefopt.models.load import Precision, choose_precision, locate
-from prefopt.models.settings import ModelSettings
+from prefopt.models.settings import ModelKind, ModelSettings
 from prefopt.training.assemble import as_reference, reference_settings
 from prefopt.training.memory.heap import has_holes
 from prefopt.training.memory.skeleton import Skeleton, read_skeleton
@@ -111,10 +111,11 @@ def estimate_memory(
     Raises:
         Exception: whatever reading the model's config raises.
     """
-    skeleton = _skeleton(settings, device)
+    kind = method.needs.model
+    skeleton = _skeleton(settings, device, kind)
     adapter = trains_adapter(settings)
     precision = precision_of(settings, device)
-    kind = KINDS[settings.optim]
+    optimizer = KINDS[settings.optim]
     trained = precision.trained.itemsize * skeleton.num_trained
     share = num_processes if settings.parallel == "fsdp" else 1
     reference = _reference_bytes(method, settings, device, skeleton)
@@ -123,12 +124,12 @@ def estimate_memory(
     if exact:
         with suppress(Exception):  # experts that are chosen by value, kernels that need real numbers: the rule has to do
             lengths = tuple(tree) if tree is not None else USUAL_LENGTHS[: 1 + _num_completions(method)]
-            step = _traced(settings, device, positions, lengths, accumulates)
+            step = _traced(settings, device, positions, lengths, accumulates, kind)
     parts = [
         Part(f"frozen weights ({width})", skeleton.frozen_bytes // share if adapter else 0, certain=True),
         Part("trained weights", trained // share, certain=True),
         Part("gradients", trained // share, certain=True),
-        Part(kind.state_name, int(kind.state_bytes * skeleton.num_trained) // share, certain=True),
+        Part(optimizer.state_name, int(optimizer.state_bytes * skeleton.num_trained) // share, certain=True),
         Part("the reference model", reference // share, certain=True),
         Part(f"activations of {positions:,} positions", max(0, int(step.peak - step.gradients)), certain=False),
         Part("one layer written out", precision.weights.itemsize * skeleton.largest_packed, certain=False),
@@ -185,27 +186,27 @@ def _model_settings(settings: RunSettings) -> ModelSettings:
     return ModelSettings.model_validate({name: getattr(settings, name) for name in ModelSettings.model_fields})
 
 
-def _skeleton(settings: RunSettings, device: torch.device) -> Skeleton:
-    return _known_skeleton(_model_settings(settings).model_dump_json(), precision_of(settings, device))
+def _skeleton(settings: RunSettings, device: torch.device, kind: ModelKind = "language") -> Skeleton:
+    return _known_skeleton(_model_settings(settings).model_dump_json(), precision_of(settings, device), kind)
 
 
 @cache  # a refusal looks at the same model several times
-def _known_skeleton(settings: str, precision: Precision) -> Skeleton:
-    return read_skeleton(ModelSettings.model_validate_json(settings), precision)
+def _known_skeleton(settings: str, precision: Precision, kind: ModelKind) -> Skeleton:
+    return read_skeleton(ModelSettings.model_validate_json(settings), precision, kind)
 
 
-def _traced(settings: RunSettings, device: torch.device, positions: int, tree: tuple[int, ...], accumulates: bool) -> Step:
+def _traced(settings: RunSettings, device: torch.device, positions: int, tree: tuple[int, ...], accumulates: bool, kind: ModelKind) -> Step:
     # What a step keeps is the same for a frozen base however it is held.
     own = _model_settings(settings).model_copy(update={"gradient_checkpointing": "off", "load_in_4bit": False})
     load = Load(positions, tree, accumulates, layers_recomputing(settings), device.type, in_heap=device.type == "cpu" and has_holes())
 
     precision = precision_of(settings, device)
-    skeleton = _skeleton(settings, device)
-    step = trace_step(own, precision, load, depth=skeleton.num_layers)
+    skeleton = _skeleton(settings, device, kind)
+    step = trace_step(own, precision, load, depth=skeleton.num_layers, kind=kind)
     if not settings.offload_activations:
         return step
     # One layer's activations, as where all recompute, without what they recompute from; and what is on its way.
-    one = trace_step(own, precision, replace(load, recomputing=None), depth=skeleton.num_layers)
+    one = trace_step(own, precision, replace(load, recomputing=None), depth=skeleton.num_layers, kind=kind)
     inputs = 4 * skeleton.hidden * positions * skeleton.num_layers
     return replace(step, peak=min(step.peak, one.peak - inputs + UNDER_WAY))
 
@@ -218,7 +219,7 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
     if reference.reference is not None:
         found = _skeleton(as_reference(settings, reference.reference), device)
         return found.frozen_bytes + precision_of(settings, device).weights.itemsize * found.num_trained
-    if settings.lora_rank:  # the policy with its new adapter switched off
+    if settings.lora_rank and reference.sync_reference_every_steps is None:  # the policy with its new adapter switched off
         return 0
     trained = precision_of(settings, device).trained.itemsize * skeleton.num_trained
     return trained + (0 if trains_adapter(settings) else skeleton.frozen_bytes)

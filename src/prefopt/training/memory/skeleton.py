@@ -15,12 +15,13 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from prefopt.models.load import Precision, locate, new_adapter
+from prefopt.models.load import Precision, locate, new_adapter, quiet_peft
 from prefopt.models.policy import hold_trained, no_dropout, transformers_logging_at
 from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
-from prefopt.models.settings import ModelSettings
+from prefopt.models.read import READERS, check_scores
+from prefopt.models.settings import ModelKind, ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,18 @@ class Skeleton:
     computed: Kept
 
 
-def read_skeleton(settings: ModelSettings, precision: Precision) -> Skeleton:
+def read_skeleton(settings: ModelSettings, precision: Precision, kind: ModelKind = "language") -> Skeleton:
     """Build the model of the settings without its weights, and count.
 
     Args:
         settings: the model, its adapter, gradient checkpointing.
         precision: of the run.
+        kind: of the model.
 
     Raises:
         Exception: whatever reading the config of a model and adding an adapter raise.
     """
-    model, packed = build(settings, precision)
+    model, packed = build(settings, precision, kind)
     text = model.config.get_text_config()
     parameters = list(model.parameters())
     in_layers = {id(parameter) for stack in stacks(model) for parameter in stack.parameters()}
@@ -131,23 +133,28 @@ def _rule_of_thumb(text: Any, num_trained: int, settings: ModelSettings, precisi
     return layer.times(max(1, depth - again)).plus(inputs), computed
 
 
-def build(settings: ModelSettings, precision: Precision) -> tuple[PreTrainedModel, set[int]]:
+def build(settings: ModelSettings, precision: Precision, kind: ModelKind = "language") -> tuple[PreTrainedModel, set[int]]:
     """As `load_model` puts it together, without reading a weight; and the parameters, by `id`, that would be packed into four bits."""
     source, adapter_folder = locate(settings.model)
     adapter_folder = settings.adapter or adapter_folder
     with torch.device("meta"), torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
         code = settings.trust_remote_code
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=precision.weights, trust_remote_code=code)
+        if kind == "reward":
+            config.num_labels = 1
+        model: PreTrainedModel = READERS[kind].from_config(config, dtype=precision.weights, trust_remote_code=code)
+        if kind == "reward":
+            check_scores(model, source)
         packed = to_be_packed(model) if settings.load_in_4bit or kept_in_4bit(config) else []
         for weight in packed:
             weight.requires_grad_(False)
         if adapter_folder:
             adapter_config = PeftConfig.from_pretrained(adapter_folder)
             adapter_config.inference_mode = False
-            get_peft_model(model, adapter_config)
+            with quiet_peft():
+                get_peft_model(model, adapter_config)
         elif settings.lora_rank:
-            new_adapter(model, settings, seed=0)
+            new_adapter(model, settings, seed=0, kind=kind)
         hold_trained(model, precision.trained)
     no_dropout(model)
     model.train()

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from prefopt.engine import head
 from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.models.load import Precision, checkpoint_activations, layers_that_recompute
-from prefopt.models.policy import EnginePath, Policy, plain_head_of
-from prefopt.models.settings import ModelSettings
+from prefopt.models.policy import EnginePath, Policy, plain_head_of, score_head_of
+from prefopt.models.settings import ModelKind, ModelSettings
 from prefopt.training.memory.heap import Event, heap_holes
 from prefopt.training.memory.skeleton import build, only_layers, pretend_to_be_on_a_cpu, without_memory
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -188,7 +189,7 @@ def _tree(lengths: Sequence[int]) -> PromptTree:
     return PromptTree(ids[0], tuple(Completion(own) for own in ids[1:]))
 
 
-def trace_step(settings: ModelSettings, precision: Precision, load: Load, *, depth: int) -> Step:
+def trace_step(settings: ModelSettings, precision: Precision, load: Load, *, depth: int, kind: ModelKind = "language") -> Step:
     """Run a step of the model of the settings on tensors without memory.
 
     Args:
@@ -196,16 +197,17 @@ def trace_step(settings: ModelSettings, precision: Precision, load: Load, *, dep
         precision: of the run.
         load: what is run.
         depth: layers of the model.
+        kind: of the model.
 
     Raises:
         Exception: the model cannot be run so: experts that are chosen by value, kernels that need real numbers.
     """
     if load.positions > MOST:  # it grows in proportion
-        half, whole = (trace_step(settings, precision, replace(load, positions=size), depth=depth) for size in (MOST // 2, MOST))
+        half, whole = (trace_step(settings, precision, replace(load, positions=size), depth=depth, kind=kind) for size in (MOST // 2, MOST))
         return whole.plus(whole.plus(half.scaled(-1)).scaled((load.positions - MOST) / (MOST - MOST // 2)))
     text = settings.model_dump_json()
     recomputing = depth if load.recomputing is None else min(load.recomputing, depth)
-    at = partial(_with_layers, text, precision, replace(load, recomputing=None))
+    at = partial(_with_layers, text, precision, kind, replace(load, recomputing=None))
     few, many = LAYERS[load.in_heap]
     few_again, few_kept = min(few, recomputing), min(few, depth - recomputing)
     many_again, many_kept = min(many, recomputing), min(many, depth - recomputing)
@@ -225,18 +227,25 @@ def forget_steps() -> None:
 
 
 @cache  # looking for the layers that must recompute asks for the same few again
-def _with_layers(settings: str, precision: Precision, load: Load, again: int, kept: int) -> Step:
+def _with_layers(settings: str, precision: Precision, kind: ModelKind, load: Load, again: int, kept: int) -> Step:
     """A step of a model of few layers, the first of which recompute."""
     own = ModelSettings.model_validate_json(settings)
-    model, _ = build(own, precision)
+    model, _ = build(own, precision, kind)
     sharing: Sharing = "plain" if own.sharing == "plain" else "flat"
     with without_memory(), _chunks_of(load.device_type):
         pretend_to_be_on_a_cpu(model)
-        policy = Policy(model, EnginePath(sharing, HeadShape() if plain_head_of(model) is not None else None))
+        policy = Policy(model, path_of(model, sharing))
         if again:
             checkpoint_activations(model, again if layers_that_recompute(model) else None)
         with only_layers(model, again + kept):
             return _step(policy, pack(load.trees(sharing), sharing=sharing), precision.autocast, load)
+
+
+def path_of(model: PreTrainedModel, sharing: Sharing) -> EnginePath:
+    """How the model runs as a rule, where nothing is to be proved."""
+    if score_head_of(model) is not None:
+        return EnginePath(sharing, None, scores=True)
+    return EnginePath(sharing, HeadShape() if plain_head_of(model) is not None else None)
 
 
 def _step(policy: Policy, batch: TreeBatch, autocast: torch.dtype | None, load: Load) -> Step:
@@ -263,11 +272,12 @@ def _micro_batch(policy: Policy, batch: TreeBatch, autocast: torch.dtype | None,
     with _Noting(known, in_heap=in_heap) as noting:
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             logps = policy(batch)
-        assert logps.values_N.requires_grad, "the forward pass runs with gradients"
-        loss = logps.values_N.sum()
+        given = logps.values_N if logps.scalar_T is None else logps.scalar_T
+        assert given.requires_grad, "the forward pass runs with gradients"
+        loss = given.sum()
         noting.is_backward = True
         loss.backward()
-        del logps, loss
+        del logps, given, loss
         noting.end()
     return Trace(tuple(noting.events), noting.peak)
 

@@ -3,6 +3,7 @@
 A checkpoint is a folder that appears by one rename, after everything in it has been flushed to disk:
 
     policy.safetensors      the trained parameters
+    reference.safetensors   the weights of a reference that follows the policy, where there is one
     optimizer.safetensors   what the optimizer keeps (moments, step counts), and the random state
     state.json              step, the method's state, the best evaluation, settings, data fingerprint, the machine, checksums
 
@@ -36,6 +37,9 @@ from prefopt.training.record.folder import folder_gone
 
 RANDOM_STATE = "random_state"
 
+POLICY, OPTIMIZER, REFERENCE = "policy.safetensors", "optimizer.safetensors", "reference.safetensors"
+"""The files of tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -63,6 +67,7 @@ class Checkpoints:
         progress: Progress,
         facts: Mapping[str, Any],
         *,
+        reference: Mapping[str, nn.Parameter] | None = None,
         best_step: int | None = None,
         keep_older: bool = False,
         processes: Processes = ALONE,
@@ -74,6 +79,7 @@ class Checkpoints:
             optimizer: its state is saved by the same names.
             progress: where the run stands.
             facts: JSON values that `newest_state` hands back: settings, data fingerprint.
+            reference: weights of a reference that moves.
             best_step: the checkpoint of that step stays, however old.
             keep_older: all others stay too.
             processes: of the run; what they hold in parts is put together.
@@ -84,23 +90,24 @@ class Checkpoints:
         final = self.at(progress.step)
         weights = gathered(parameters, processes)
         moments = gathered(_optimizer_tensors(parameters, optimizer, processes), processes)
+        files = {POLICY: weights, OPTIMIZER: moments}
+        if reference is not None:
+            files[REFERENCE] = gathered(reference, processes)
         if processes.is_main:
             with processes.writing():
-                self._write(final, weights, moments, progress, facts)
+                self._write(final, files, progress, facts)
                 if not keep_older:
                     self._remove_old(final, best_step)
         return final
 
-    def _write(
-        self, final: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], progress: Progress, facts: Mapping[str, Any]
-    ) -> None:
+    def _write(self, final: Path, files: Mapping[str, Mapping[str, Tensor]], progress: Progress, facts: Mapping[str, Any]) -> None:
         draft = self.folder / f".{final.name}.{os.getpid()}"
         try:
             self.folder.mkdir(exist_ok=True)  # without its parents: where they are gone, a new folder would hide that
             self._remove_drafts()
             draft.mkdir()
-            save_file(dict(weights), draft / "policy.safetensors")
-            save_file(dict(moments), draft / "optimizer.safetensors")
+            for name, tensors in files.items():
+                save_file(dict(tensors), draft / name)
             checksums = {path.name: _checksum(path) for path in sorted(draft.glob("*.safetensors"))}
             state = {"step": progress.step, "method_state": progress.method_state, "checksums": checksums, **facts}
             state["checksum"] = _checksum_of(state)
@@ -185,15 +192,9 @@ def restore(
     Raises:
         RunError: the checkpoint is of another model or adapter.
     """
-    weights = SharedFile(path / "policy.safetensors", processes)
-    if weights.shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
-        raise RunError(
-            f"the checkpoint {path} holds other parameters than this run trains: the model or the adapter settings have changed."
-        )
-    for name, tensor in weights.tensors():
-        put(parameters[name], tensor)
+    _restore_weights(path / POLICY, parameters, processes)
     own: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
-    for key, tensor in SharedFile(path / "optimizer.safetensors", processes).tensors():
+    for key, tensor in SharedFile(path / OPTIMIZER, processes).tensors():
         if key == RANDOM_STATE:
             states = tensor.cpu().reshape(-1, torch.get_rng_state().numel())  # one per process that there was
             own_state = states[processes.rank if processes.rank < len(states) else 0]
@@ -206,6 +207,25 @@ def restore(
     for name, parameter in parameters.items():
         kind.put(optimizer, parameter, own[name])
     return Progress(step=state["step"], method_state=state["method_state"])
+
+
+def restore_reference(path: Path, reference: Mapping[str, nn.Parameter], processes: Processes = ALONE) -> None:
+    """Put a checkpoint's numbers into a reference that follows the policy.
+
+    Raises:
+        RunError: the checkpoint is of another model or adapter.
+    """
+    _restore_weights(path / REFERENCE, reference, processes)
+
+
+def _restore_weights(file: Path, parameters: Mapping[str, nn.Parameter], processes: Processes) -> None:
+    weights = SharedFile(file, processes)
+    if weights.shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
+        raise RunError(
+            f"the checkpoint {file.parent} holds other parameters than this run trains: the model or the adapter settings have changed."
+        )
+    for name, tensor in weights.tensors():
+        put(parameters[name], tensor)
 
 
 def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, processes: Processes) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def _lost_held_out(history: History) -> tuple[float, float, float] | None:
 def _lost_in_training(history: History) -> tuple[float, float, float] | None:
     """The same by the rewards of the newest training steps, which begin at 0 where the reference is the start."""
     run = history.run
-    if not run.has_reference or not run.reference_is_start or not run.beta:
+    if not run.has_reference or not run.reference_is_start or run.reference_moves or not run.beta:
         return None
     chosen, rejected = history.last(WINDOW, "rewards/chosen"), history.last(WINDOW, "rewards/rejected")
     if min(len(chosen), len(rejected)) < MIN_ROWS:

@@ -34,7 +34,8 @@ class Watch:
         self._evaluations += [row for row in new if is_evaluation(row)]
         history = History(self.run, rows, self._evaluations)
         now = {"start": len(rows) <= 1, "step": bool(rows), "evaluation": bool(rows) and is_evaluation(rows[-1])}
-        found = [finding for rule in RULES if now[rule.when] and rule.name not in self.said and (finding := rule.look(history))]
+        rules = [rule for rule in RULES if now[rule.when] and not (rule.over_steps and self.run.reference_moves)]
+        found = [finding for rule in rules if rule.name not in self.said and (finding := rule.look(history))]
         self.said.update(finding.rule for finding in found)
         return found
 

@@ -80,6 +80,11 @@ class WatchedRun:
         return self.start_difference is not None
 
     @property
+    def reference_moves(self) -> bool:
+        """Whether the reference follows the policy, so that figures of different steps are against different ones."""
+        return self.settings.get("sync_reference_every_steps") is not None
+
+    @property
     def beta(self) -> float | None:
         """The method's β, where it has one."""
         return self.settings.get("beta")
