@@ -8,6 +8,7 @@ Each row plans a run, then takes its first steps in a process of its own: hh-rlh
 Memory is the most that the process held, Python and its libraries included. Time is the median of the steps after the second
 (the first ones also wait for memory that the system gives for the first time), and the reference pass before them. The plan is
 made before the run and after it, and the mean of its times counts: what the two differ by is the machine's own.
+The rows in 4 bits stand last and need bitsandbytes (`pip install 'prefopt[bits]'`).
 DIR holds hh-rlhf/harmless-base.jsonl.gz; PREFOPT_SHARED is the default.
 """
 
@@ -35,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
     for shape in ("10m", "32m", "135m")
     for way in ("full", "LoRA 16")
     for precision in ("float32", "bf16")
-]
+] + [{"shape": shape, "way": "QLoRA 16", "precision": "bf16"} for shape in ("10m", "32m")]
 STEPS = {"10m": 12, "32m": 8, "135m": 4}
 BATCH, MAX_TOKENS, MAX_LENGTH = 16, 2048, 1024
 BAR = 0.15
@@ -96,7 +97,7 @@ def check(row: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
     }
     asked = {**common, "device": "cpu"}
     told = planned(asked, row["way"])
-    adapter = {"lora_rank": 16} if row["way"].startswith("LoRA") else {}
+    adapter = {} if row["way"] == "full" else {"lora_rank": 16, "load_in_4bit": row["way"].startswith("QLoRA")}
     out = folder / f"{row['shape']}-{row['way'].split()[0]}-{row['precision']}"
     out.mkdir()
     values = {

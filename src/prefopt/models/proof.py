@@ -19,11 +19,11 @@ that change for the whole batch when one row grows long (longrope, dynamic) do t
 Shapes: T positions of the flattened input, D hidden size, N scored tokens.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -32,7 +32,7 @@ from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
 from prefopt.engine.layout import FlatLayout, ForkLayout
 from prefopt.errors import ModelError
-from prefopt.models.forest import NUM_SHORT_TREES, random_forest, spans_named
+from prefopt.models.forest import NUM_SHORT_TREES, long_trees, random_forest, spans_named
 from prefopt.models.policy import (
     EnginePath,
     Policy,
@@ -41,9 +41,9 @@ from prefopt.models.policy import (
     plain_head_of,
     score_head_of,
     set_attention,
-    transformers_logging_at,
 )
 from prefopt.models.score_proof import prove_scores, relative, values_of
+from prefopt.models.twin import twin_of
 from prefopt.trees import Completion, PromptTree, token_ids
 
 NOISE_FACTOR = 8.0
@@ -99,6 +99,13 @@ class Trial:
         return (
             isinstance(self.found, Difference) and self.found.within(noise, floor) and self.independence <= allowed(noise.logps, floor[0])
         )
+
+    def and_also(self, other: "Trial") -> "Trial":
+        """The worse of both, which are of the same way on different trees; what could not run is worst."""
+        if isinstance(self.found, str) or isinstance(other.found, str):
+            return self if isinstance(self.found, str) else other
+        found = Difference(*(float(np.maximum(*pair)) for pair in zip(astuple(self.found), astuple(other.found), strict=True)))
+        return Trial(self.sharing, found, float(np.maximum(self.independence, other.independence)))
 
     def failure(self, what: str = "log-probs") -> str:
         """Why it is not taken.
@@ -167,7 +174,7 @@ def prove(
         ModelError: the sharing that was asked for is not right on this model, or the model gives no finite log-probabilities.
     """
     exact = model.dtype in (torch.float32, torch.float64)
-    twin = _twin(model, apart or model.device) if apart or not exact else None
+    twin = twin_of(model, apart or model.device) if apart or not exact else None
     ways = ways_to_try(model, sharing)
     proof = _prove(twin or model, max_length, ways, None, EXACT)
     if apart and plain_head_of(model) is None:  # an adapter stands on it, which the twin does not have
@@ -200,52 +207,46 @@ def _prove(
     model: PreTrainedModel, max_length: int, ways: Sequence[Sharing], autocast: torch.dtype | None, floor: tuple[float, float]
 ) -> Proof:
     forest = random_forest(model.config, max_length)
-    device = model.device
     with _frozen(model):
         plain = _prove_plain(model, forest, autocast, floor[0])
-        base = _run(model, plain, pack(forest, sharing="plain", device=device), autocast)
-        padded = _run(model, plain, pack(forest, sharing="plain", device=device, pad_to_multiple=16), autocast)
+        base, noise = _plainly(model, plain, forest, autocast)
         if not bool(torch.isfinite(base.logps_N).all()):
             raise ModelError(
                 "the model gives infinite or NaN numbers on random tokens: its weights are damaged, or its precision is too low"
             )
-        noise = _difference(padded, base)
         _refuse_batch_dependence(model, base, forest, plain, autocast, allowed(noise.logps, floor[0]))
         trials: list[Trial] = []
         for way in ways:
             path = replace(plain, sharing=way)
-            trials.append(_try(model, path, forest, base, autocast))
-            if trials[-1].holds(noise, floor):
+            trial = _try(model, path, forest, base, autocast)
+            holds = trial.holds(noise, floor)
+            if holds and floor == EXACT and (pieces := _try_pieces(model, path, max_length)):
+                holds = pieces[0].holds(pieces[1], floor)
+                trial = trial.and_also(pieces[0])
+            trials.append(trial)
+            if holds:
                 return Proof(path, tuple(trials), noise)
     return Proof(plain, tuple(trials), noise)
 
 
-def _twin(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The same architecture in float32 with random weights, a small vocabulary, and only as many layers as show every kind."""
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    kinds = list(getattr(text, "layer_types", None) or [])
-    depth = min(text.num_hidden_layers, max(2, *(kinds.index(kind) + 1 for kind in kinds)) if kinds else 2)
-    small = {"vocab_size": min(512, text.vocab_size), "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    shallow = {"num_hidden_layers": depth} | ({"layer_types": kinds[:depth]} if "layer_types" in text.to_dict() and kinds else {})
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    try:
-        return _random_model(model, config, small | shallow, device)
-    except (ValueError, TypeError, IndexError, AttributeError):  # other lists in the config count layers too: keep its depth
-        return _random_model(model, config, small | {"num_hidden_layers": len(kinds) or text.num_hidden_layers}, device)
+def _plainly(model: PreTrainedModel, plain: EnginePath, trees: list[PromptTree], autocast: torch.dtype | None) -> "tuple[_Run, Difference]":
+    """The plain run, and how far another one is from it that differs in padding only."""
+    base, padded = (
+        _run(model, plain, pack(trees, sharing="plain", device=model.device, pad_to_multiple=multiple), autocast) for multiple in (1, 16)
+    )
+    return base, _difference(padded, base)
 
 
-def _random_model(model: PreTrainedModel, config: PretrainedConfig, changes: dict[str, object], device: torch.device) -> PreTrainedModel:
-    config = copy.deepcopy(config)
-    for name, value in changes.items():
-        setattr(config.get_text_config(), name, value)
-    # The user's random state is not ours to move.
-    with torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
-        torch.manual_seed(0)
-        twin: PreTrainedModel = type(model)._from_config(config, dtype=torch.float32)
-    set_attention(twin, None)
-    return on_device(twin, device)
+def _try_pieces(model: PreTrainedModel, path: EnginePath, max_length: int) -> tuple[Trial, Difference] | None:
+    """Trees so long that layers with a state compute them in pieces, and their noise; None: there are none. At a twin, because such rows
+    take long on a whole model, and how a layer goes on from piece to piece does not depend on what stands above it."""
+    if path.sharing != "flat" or model.device.type != "cpu" or not long_trees(model.config, max_length):
+        return None  # on a GPU no row is cut, and neither is one that continues from a cache
+    twin = twin_of(model, model.device)
+    trees = long_trees(twin.config, max_length)
+    with _frozen(twin):
+        base, noise = _plainly(twin, replace(path, sharing="plain"), trees, None)
+        return _try(twin, path, trees, base, None), noise
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ blocks of 256 (double quantisation). bitsandbytes does it, on a GPU and on a CPU
 its weights are written out in the run's arithmetic, multiplied, and let go.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from math import ceil
 from typing import Any
@@ -26,6 +27,11 @@ BLOCK, SCALES_BLOCK = 64, 256
 INSTALL = "pip install 'prefopt[bits]'"
 
 
+def has_bitsandbytes() -> bool:
+    """Whether weights can be held in four bits here."""
+    return find_spec("bitsandbytes") is not None
+
+
 def need_bitsandbytes(setting: str) -> None:
     """bitsandbytes must be there.
 
@@ -35,7 +41,7 @@ def need_bitsandbytes(setting: str) -> None:
     Raises:
         ConfigError: it is not; names the command that installs it.
     """
-    if find_spec("bitsandbytes") is None:
+    if not has_bitsandbytes():
         raise ConfigError(f"{setting} needs the library bitsandbytes, which is not installed. Install it: {INSTALL}")
 
 
@@ -51,6 +57,33 @@ def four_bit_arguments(compute: torch.dtype, device: torch.device) -> dict[str, 
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def pack_layers(model: nn.Module, names: Collection[str], compute: torch.dtype) -> None:
+    """Hold layers of a model that is there in four bits, as reading it so would have done.
+
+    Args:
+        model: changed in place.
+        names: of the layers.
+        compute: arithmetic of products.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    need_bitsandbytes("load_in_4bit")
+    library: Any = import_module("bitsandbytes.nn")
+    for name in names:
+        layer = model.get_submodule(name)
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        weight = weight.detach().T.contiguous() if isinstance(layer, Conv1D) else weight.detach()
+        with torch.device("meta"):
+            own = library.Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=compute)
+        own.weight = library.Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=own)
+        own.weight = own.weight.to(weight.device)  # which packs it
+        own.bias = bias
+        model.set_submodule(name, own)
+    one_arithmetic(model)
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -1,11 +1,11 @@
 """How long steps of a model will take on this machine: a few of its layers are run, with weights of no meaning, and timed.
 
     seconds of a micro-batch = outside + layers x one layer + recomputing layers x one layer's forward pass
-    seconds of a step        = its micro-batches + what the optimizer takes per trained weight x trained weights
+    seconds of a step        = its micro-batches + what clipping and the optimizer take per trained weight x trained weights
 
 Time in the layers is taken as proportional to their operations, what is outside of them (the head, above all) to the scored tokens.
-The layers are those of the model itself with its adapter, on examples of the lengths that it will see, so what this machine makes of these
-sizes is in the figures: no efficiency is assumed.
+The layers are those of the model itself with its adapter, in 4 bits where the run holds them so, on examples of the lengths that it
+will see, so what this machine makes of these sizes is in the figures: no efficiency is assumed.
 
 Operations of a forward pass over one prompt and its completions: 2WT + 2VHS + 4HAL. W weights in the matrices of all L layers, T tokens
 with the prompt counted once, V x H the head on the S tokens of the completions, A pairs of a query and a key that it sees. Training takes
@@ -24,6 +24,7 @@ from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.machine import keep_freed_memory
 from prefopt.models.load import Precision
 from prefopt.models.policy import Policy
+from prefopt.models.quantise import has_bitsandbytes, pack_layers
 from prefopt.models.settings import ModelKind, ModelSettings
 from prefopt.training.memory.skeleton import build, only_layers, replace_tensors, stacks
 from prefopt.training.memory.trace import path_of
@@ -38,6 +39,9 @@ RATE_SECONDS = 0.3
 
 ROUNDS = 3
 """Micro-batches that are timed; the median counts."""
+
+SAMPLE = 2**23
+"""Trained weights of which the optimizer's step is timed on a CPU, at least: more than caches hold. In 8 bits each takes 0.14 µs."""
 
 BLOCK = 2**20
 """Numbers that are drawn; a weight is filled with them again and again, which takes less time than drawing all."""
@@ -93,7 +97,7 @@ class Pace:
         sizes: of the model.
         layer, outside: forward and backward pass per operation of a layer's forward pass, and per operation of the head's.
         layer_forward, outside_forward: the forward pass without gradients.
-        update: the optimizer, per trained weight.
+        update: clipping and the optimizer, per trained weight.
         sharing: how completions share their prompt.
         is_measured: on this machine; else from a rate that was given.
     """
@@ -119,7 +123,7 @@ class Pace:
         return layer * self.sizes.num_layers * self.layer_forward + sum(map(self.sizes.head_flops, trees)) * self.outside_forward
 
     def optimizer(self) -> float:
-        """A step of the optimizer."""
+        """Clipping and a step of the optimizer."""
         return self.update * self.sizes.num_trained
 
 
@@ -167,17 +171,19 @@ def measure_pace(
     sharing: Sharing,
     device: torch.device,
     rate: float,
+    optim: str = "adamw",
 ) -> Pace:
     """Run a few of the model's layers and time them.
 
     Args:
-        settings: the model and its adapter.
+        settings: the model and its adapter; one in 4 bits is timed so where bitsandbytes is installed, else whole.
         precision: of the run.
         sizes: of the model.
         trees: a micro-batch, or several, one after the other.
         sharing: how completions share their prompt.
         device: where.
         rate: of the machine's matrix products, by which the probe is kept short.
+        optim: name of the optimizer's kind.
 
     Raises:
         Exception: the model cannot be run so.
@@ -189,8 +195,9 @@ def measure_pace(
     few = 1 if many < sizes.num_layers else 0
     found = {}
     for count in (few, many) if few else (many, max(1, many // 2)):
-        found[count] = _time_layers(settings, precision, sizes.kind, trees, count, sharing, device)
-    (low, at_low), (high, at_high) = sorted(found.items())
+        found[count] = _time_layers(settings, precision, sizes.kind, trees, count, sharing, device, optim if count == many else None)
+    ordered = sorted(found.items())
+    (low, at_low), (high, at_high) = ordered[0], ordered[-1]  # the same, of a model of one layer
     layer_work = sum(sizes.layer_flops(tree, sharing) for tree in trees)
     head_work = sum(map(sizes.head_flops, trees))
 
@@ -201,7 +208,7 @@ def measure_pace(
 
     layer, outside = split("train")
     layer_forward, outside_forward = split("forward")
-    return Pace(sizes, layer, outside, layer_forward, outside_forward, at_high["update"] / at_high["trained"], sharing)
+    return Pace(sizes, layer, outside, layer_forward, outside_forward, at_high["update"], sharing)
 
 
 def _time_layers(
@@ -212,8 +219,10 @@ def _time_layers(
     count: int,
     sharing: Sharing,
     device: torch.device,
+    optim: str | None,
 ) -> dict[str, float]:
-    model, _ = build(settings, precision, kind)
+    """Seconds of the whole micro-batch with so many layers: `train` and `forward`; and with an optimizer `update`, per trained weight."""
+    model, packed = build(settings, precision, kind)
     numbers = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02
 
     def fill(tensor: Tensor) -> Tensor:
@@ -223,15 +232,16 @@ def _time_layers(
         return flat.reshape(tensor.shape).to(dtype=tensor.dtype, device=device)
 
     with only_layers(model, count):
+        in_4bit = [name for name, module in model.named_modules() if id(module._parameters.get("weight")) in packed]
         replace_tensors(model, fill)
+        if in_4bit and has_bitsandbytes():
+            pack_layers(model, in_4bit, precision.autocast or torch.float32)
         policy = Policy(model, path_of(model, sharing))
-        named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(named, weight_decay=0.0)
-        set_learning_rate(optimizer, 1e-9)
         # No two micro-batches of a run have the same length: each shape is new to the libraries, which prepare themselves for it.
         batches = [pack(trees[place:] or trees, sharing=sharing, device=device) for place in range(ROUNDS + 1)]
         shares = [sum(tree.num_tokens for tree in batch.trees) / sum(tree.num_tokens for tree in trees) for batch in batches]
         times: dict[str, list[float]] = {"train": [], "forward": [], "update": []}
+        update = partial(policy.zero_grad, set_to_none=True) if optim is None else _Update(policy, optim, device)
 
         def forward(batch: TreeBatch) -> None:
             with torch.no_grad(), torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
@@ -242,18 +252,37 @@ def _time_layers(
                 logps = policy(batch)
             (logps.values_N if logps.scalar_T is None else logps.scalar_T).sum().backward()
 
-        def update() -> None:
-            clip_gradients(policy, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
         for batch, share in zip(batches, shares, strict=True):
             times["forward"].append(_timed(partial(forward, batch), device) / share)
             times["train"].append(_timed(partial(train, batch), device) / share)
-            times["update"].append(_timed(update, device))
-        found = {name: sorted(values[1:])[(len(values) - 1) // 2] for name, values in times.items()}  # the first one warms up
-        found["trained"] = float(sum(parameter.numel() for _, parameter in named))
-    return found
+            times["update"].append(update() or 0.0)
+        return {name: sorted(values[1:])[(len(values) - 1) // 2] for name, values in times.items()}  # the first one warms up
+
+
+class _Update:
+    """What follows the backward pass: clipping, the optimizer's step. On a CPU the step is that of some of the weights, the smallest
+    tensors first, because one in 8 bits could take minutes for all."""
+
+    def __init__(self, policy: Policy, optim: str, device: torch.device) -> None:
+        named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+        self.trained = sum(parameter.numel() for _, parameter in named)
+        some: list[tuple[str, torch.nn.Parameter]] = []
+        self.sampled = 0
+        for name, parameter in sorted(named, key=lambda pair: pair[1].numel()):
+            if device.type == "cpu" and self.sampled >= SAMPLE:
+                break
+            some.append((name, parameter))
+            self.sampled += parameter.numel()
+        self.policy, self.device = policy, device
+        self.optimizer = make_optimizer(some, weight_decay=0.0, kind=optim)
+        set_learning_rate(self.optimizer, 1e-9)
+
+    def __call__(self) -> float:
+        """Seconds per trained weight; afterwards there are no gradients."""
+        clip = _timed(partial(clip_gradients, self.policy, 1.0), self.device)
+        step = _timed(self.optimizer.step, self.device)
+        self.policy.zero_grad(set_to_none=True)
+        return clip / self.trained + step / self.sampled
 
 
 def _timed(work: Callable[[], object], device: torch.device, at_least: float = 0.0) -> float:

@@ -7,7 +7,6 @@ adapter already, that adapter goes on, over its base as it is and in 4 bits.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,17 @@ from prefopt.machine import prepare_environment
 from prefopt.methods.method import Method
 from prefopt.models.load import is_hub_name, load_tokenizer, locate
 from prefopt.models.policy import transformers_logging_at
+from prefopt.models.quantise import has_bitsandbytes
 from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.pace import Pace, Work, assumed_pace, matrix_rate, measure_pace, work_of
-from prefopt.pipeline.plan_fit import Examples, Fit, find_fit
+from prefopt.pipeline.plan_fit import Examples, Fit, find_fit, not_installed
 from prefopt.pipeline.plan_settings import PlanSettings, num_bytes
 from prefopt.pipeline.plan_words import Plan, Times, Way, command_of, table, values_of, why, write
 from prefopt.training.assemble import method_named, own_settings, reference_settings, settings_for
 from prefopt.training.cut import cut, needed_positions
 from prefopt.training.memory.available import available_memory, held
-from prefopt.training.memory.estimate import forget, precision_of, size
+from prefopt.training.memory.estimate import forget, precision_of, size, trains_adapter
+from prefopt.training.optimizers.kinds import KINDS
 from prefopt.training.order import DataOrder
 from prefopt.training.settings import RunSettings
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -94,6 +95,7 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
         ways.append(Way(name, fit, _times(asked, fit, rate)))
     for line in table(ways, _taken(device, process)):
         say(line)
+    _say_what_was_not_tried(ways, device, say)
     chosen = next((way for way in ways if way.fit.fits and _is_installed(way)), None)
     if chosen is None:
         least = min(ways, key=lambda way: way.fit.estimate.total)
@@ -214,8 +216,16 @@ def _ways(settings: PlanSettings, is_adapter: bool) -> list[tuple[str, dict[str,
 
 
 def _is_installed(way: Way) -> bool:
-    bits = way.fit.settings.load_in_4bit or way.fit.settings.optim == "adamw-8bit"
-    return not bits or find_spec("bitsandbytes") is not None
+    """Whether the run would find its libraries; optimizers without theirs are not on the ladder."""
+    return has_bitsandbytes() or not way.fit.settings.load_in_4bit
+
+
+def _say_what_was_not_tried(ways: Sequence[Way], device: torch.device, say: Callable[[str], object]) -> None:
+    """The optimizers in fewer bits that are not installed, where a way did not fit without them."""
+    missing = dict.fromkeys(name for way in ways if not way.fit.fits for name in not_installed(way.fit.settings, device))
+    for name in missing:
+        kind = KINDS[name]
+        say(f"not tried: --optim {name}, for the library {kind.library} is not installed (pip install 'prefopt[{kind.extra}]')")
 
 
 def _say_machine(asked: _Asked, base: RunSettings, say: Callable[[str], object]) -> float | None:
@@ -238,7 +248,7 @@ def _say_machine(asked: _Asked, base: RunSettings, say: Callable[[str], object])
 
 
 def _model_sizes(asked: _Asked, run: RunSettings) -> Work:
-    adapter = bool(run.lora_rank or run.adapter or locate(run.model)[1])
+    adapter = trains_adapter(run)
     return work_of(_model_settings(run), precision_of(run, asked.device), adapter=adapter, kind=asked.method.needs.model)
 
 
@@ -270,7 +280,20 @@ def _times(asked: _Asked, fit: Fit, rate: float | None) -> Times | None:
             reference = once
         else:
             step += once / math.ceil(asked.num_examples / order.batch_size)
-    return Times(step, reference, step * asked.num_examples / order.batch_size, reference + step * order.num_steps, pace.is_measured)
+    run_seconds = reference + step * order.num_steps
+    return Times(step, reference, step * asked.num_examples / order.batch_size, run_seconds, pace.is_measured, _without(fit, pace))
+
+
+def _without(fit: Fit, pace: Pace) -> tuple[str, ...]:
+    """What takes time beside what a pace knows of."""
+    found = []
+    if fit.settings.load_in_4bit and not (pace.is_measured and has_bitsandbytes()):
+        found.append("weights in 4 bits are written out for every pass")
+    if fit.settings.offload_activations:
+        found.append("activations go to the machine's memory and come back")
+    if fit.gpus > 1:
+        found.append("GPUs send each other weights and gradients")
+    return tuple(found)
 
 
 def _pace(asked: _Asked, run: RunSettings, sizes: Work, micro_batches: Sequence[list[PromptTree]], rate: float) -> Pace | None:
@@ -278,13 +301,14 @@ def _pace(asked: _Asked, run: RunSettings, sizes: Work, micro_batches: Sequence[
         return assumed_pace(sizes, rate, asked.sharing)
     try:
         return measure_pace(
-            _model_settings(run.model_copy(update={"load_in_4bit": False})),
+            _model_settings(run),
             precision_of(run, asked.device),
             sizes,
             max(micro_batches, key=len),
             sharing=asked.sharing,
             device=asked.device,
             rate=rate,
+            optim=run.optim,
         )
     except Exception:  # there is no room for the probe, or the model's layers want real numbers: its times are not known
         return None

@@ -3,8 +3,8 @@
 max_tokens                  down to 2,048 tokens a micro-batch costs little
 gradient_checkpointing      as few layers as it takes; up to a third more time
 max_tokens                  down to the longest example
-optim adamw-8bit            moments in 8 bits
-optim adamw-bf16            all weights trained in bf16 with compensated sums
+optim adamw-8bit            moments in 8 bits, where bitsandbytes is installed
+optim adamw-bf16            all weights trained in bf16 with compensated sums, where optimi is; before 8 bits on a CPU, where those are slow
 offload_activations         on a GPU
 parallel fsdp               on as few GPUs as it takes
 """
@@ -17,7 +17,8 @@ import torch
 
 from prefopt.methods.method import Method
 from prefopt.training.cut import fullest_row
-from prefopt.training.memory.estimate import MemoryEstimate, estimate_memory, num_layers
+from prefopt.training.memory.estimate import MemoryEstimate, estimate_memory, num_layers, trains_adapter
+from prefopt.training.optimizers.kinds import KINDS
 from prefopt.training.settings import RunSettings
 
 CHEAP_TOKENS = 2048
@@ -98,18 +99,33 @@ def find_fit(method: Method, settings: RunSettings, examples: Examples, *, room:
 
 def _ladder(settings: RunSettings, device: torch.device, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
     """What may be given up beside tokens and time, and on how many GPUs."""
-    adapter = bool(settings.lora_rank or settings.adapter)
     yield {}, 1
-    if not adapter:
-        yield {"optim": "adamw-8bit"}, 1
-        if settings.precision != "float32":
-            yield {"optim": "adamw-bf16", "precision": "bf16"}, 1
+    if not trains_adapter(settings):
+        for changes in _fewer_bits(settings, device):
+            if KINDS[changes["optim"]].is_installed():
+                yield changes, 1
     if device.type == "cuda":
         yield {"offload_activations": True}, 1
         count = 2
         while count <= gpus and not settings.load_in_4bit:
             yield {"parallel": "fsdp"}, count
             count *= 2
+
+
+def _fewer_bits(settings: RunSettings, device: torch.device) -> list[dict[str, Any]]:
+    """Optimizers that hold their numbers in fewer bits than the usual one, in the order in which they are tried."""
+    eight: dict[str, Any] = {"optim": "adamw-8bit"}
+    if settings.precision == "float32":
+        return [eight]
+    bf16 = {"optim": "adamw-bf16", "precision": "bf16"}
+    return [bf16, eight] if device.type == "cpu" else [eight, bf16]
+
+
+def not_installed(settings: RunSettings, device: torch.device) -> list[str]:
+    """Optimizers that would take less memory and were not tried, because their libraries are missing."""
+    if trains_adapter(settings):
+        return []
+    return [changes["optim"] for changes in _fewer_bits(settings, device) if not KINDS[changes["optim"]].is_installed()]
 
 
 def _with_room(method: Method, settings: RunSettings, examples: Examples, *, room: int, device: torch.device, count: int) -> Fit:

@@ -9,6 +9,7 @@ from typing import Any
 from prefopt.config import to_yaml
 from prefopt.data.settings import DataSettings
 from prefopt.errors import PrefoptError
+from prefopt.models.quantise import INSTALL
 from prefopt.pipeline.plan_fit import Fit
 from prefopt.pipeline.plan_settings import PlanSettings
 from prefopt.training.memory.estimate import size
@@ -25,6 +26,7 @@ class Times:
         epoch: the steps of one pass over the examples.
         run: reference and all steps; not the start, evaluations and saving.
         is_measured: from a probe of this machine; else from a rate that was given.
+        without: what takes time besides and is in none of these figures, in words.
     """
 
     step: float
@@ -32,6 +34,7 @@ class Times:
     epoch: float
     run: float
     is_measured: bool
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,14 @@ def table(ways: Sequence[Way], taken: int) -> list[str]:
     rows: list[tuple[str, ...]] = [("", "peak memory", "fits", "step", "reference", "epoch", "run", "with")]
     for way in ways:
         times = way.times
-        # Weights in 4 bits are written out for every pass: it takes longer, and how much longer was not measured here.
-        more = "> " if way.fit.settings.load_in_4bit else ""
+        more = "> " if times is not None and times.without else ""
         shown = ["?"] * 4 if times is None else [more + _seconds(value) for value in (times.step, times.reference, times.epoch, times.run)]
         fits = ("yes" if way.fit.gpus == 1 else f"on {way.fit.gpus} GPUs") if way.fit.fits else "no"
         rows.append((way.name, size(way.fit.estimate.total + taken), fits, *shown, _in_words(way.fit)))
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    without = dict.fromkeys(what for way in ways if way.times is not None for what in way.times.without)
+    return [*lines, *(f"> longer than that: {what}" for what in without)]
 
 
 def _seconds(value: float) -> str:
@@ -96,11 +100,12 @@ def why(chosen: Way, ways: Sequence[Way]) -> str:
     before = ways[: list(ways).index(chosen)]
     if not before:
         return "which trains all weights, and fits" if chosen.name == "full" else "which fits"
-    missing = [way.name for way in before if way.fit.fits]
-    reason = (
-        f"for {' and '.join(way.name for way in before)} there is no room" if not missing else "the library bitsandbytes is not installed"
-    )
-    return f"because {reason}"
+    no_room = [way.name for way in before if not way.fit.fits]
+    reasons = [f"for {' and '.join(no_room)} there is no room"] if no_room else []
+    if len(no_room) < len(before):
+        missing = " and ".join(way.name for way in before if way.fit.fits)
+        reasons.append(f"for {missing} the library bitsandbytes is not installed ({INSTALL})")
+    return f"because {', and '.join(reasons)}"
 
 
 def values_of(settings: PlanSettings, way: Way, *, is_adapter: bool) -> dict[str, Any]:

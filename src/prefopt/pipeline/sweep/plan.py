@@ -35,6 +35,7 @@ NOT_SWEPT: Mapping[str, str] = {
     **dict.fromkeys(("data", "eval_data", "eval_fraction", "data_format", "columns", "on_bad_row"), _OF_THE_DATA),
     **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score", "pairs_of_ranks"), _OF_THE_DATA),
     **dict.fromkeys(("model", "adapter", "reference", "sync_reference_every_steps", "sync_reference_weight"), _OF_THE_START),
+    **dict.fromkeys(("load_in_4bit", "precision"), f"decides how the start and its reference are held and computed, {_APART}"),
     **dict.fromkeys(("samples", "sample_tokens", "kl_budget", "report", "report_to"), _OF_THE_NOTES),
     **dict.fromkeys(("save_every_minutes", "save_every_steps", "keep_checkpoints"), _OF_THE_NOTES),
 }
@@ -49,6 +50,21 @@ REFERENCE_MOVES = (
     "sync_reference_every_steps: a sweep compares margins, accuracy and KL of its runs, and with a reference that follows the policy each "
     "run would measure them from another one: leave it out, or make a run for each with prefopt train"
 )
+
+
+OTHER_START = {
+    "optim": (
+        "adamw-bf16",
+        "optim: adamw-bf16 starts from the model rounded to bf16, and so does its reference, which for the others is the model as it is: "
+        "the runs' figures would not compare. Sweep adamw and adamw-8bit, or make a run for each with prefopt train",
+    ),
+    "lora_rank": (
+        0,
+        "lora_rank: 0 trains all weights, held in float32, while the base under an adapter is held in the run's precision, and with it the "
+        "reference: the runs' figures would not compare. Sweep ranks above 0, or give precision float32",
+    ),
+}
+"""Settings of which one value, beside others, would give its run another start: setting -> value, what is wrong with that."""
 
 
 class SweepSettings(Settings):
@@ -221,6 +237,10 @@ def _at_odds(runs: Checked, fit: Mapping[str, Sequence[Any]]) -> list[str]:
         if len(set(map(str, fit[name]))) < len(fit[name]):
             twice = next(str(value) for place, value in enumerate(fit[name]) if str(value) in map(str, fit[name][:place]))
             lines.append(f"{name}: {twice.strip()} is given twice: give it once")
+    for name, (value, problem) in OTHER_START.items():
+        found = {getattr(checked, name) for _, checked in runs}
+        if value in found and len(found) > 1 and not (name == "lora_rank" and settings.precision == "float32"):
+            lines.append(problem)
     if not settings.eval_data and not settings.eval_fraction:
         lines.append(NO_HELD_OUT)
     if reference_settings(settings).sync_reference_every_steps is not None:

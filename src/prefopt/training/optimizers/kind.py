@@ -37,13 +37,17 @@ class Kind(ABC):
     library: ClassVar[str | None] = None
     extra: ClassVar[str] = ""
 
+    def is_installed(self) -> bool:
+        """Whether its library is there."""
+        return self.library is None or find_spec(self.library) is not None
+
     def check_installed(self) -> None:
         """Its library must be there.
 
         Raises:
             ConfigError: it is not; names the command that installs it.
         """
-        if self.library is not None and find_spec(self.library) is None:
+        if not self.is_installed():
             raise ConfigError(
                 f"--optim {self.name} needs the library {self.library}, which is not installed. "
                 f"Install it: pip install 'prefopt[{self.extra}]'"
