@@ -60,13 +60,14 @@ class _Asked:
     sharing: Sharing
 
 
-def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: str | None = None) -> Plan:
+def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: str | None = None, timed: bool = True) -> Plan:
     """Look at the ways of training the model, and propose one.
 
     Args:
         settings: the question.
         say: takes the answer, line by line.
         only: name of the one way to look at; None: all.
+        timed: also say how long they take, which needs some seconds of this machine.
 
     Raises:
         PrefoptError: there is no such method, model, or data, or what was asked cannot be told.
@@ -84,7 +85,7 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
     trees, num_examples = _examples(settings, base, method, say)
     asked = _Asked(settings, method, device, is_here, trees, num_examples, sharing)
     say(f"memory: {size(room)} {where}")
-    rate = _say_machine(asked, base, say)
+    rate = _say_machine(asked, base, say) if timed else None
     ways = []
     for name, changes in _ways(settings, adapter is not None):
         if only not in (None, name):

@@ -1,0 +1,78 @@
+"""Values of settings that follow from the facts."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from prefopt.data.settings import DataSettings
+from prefopt.pipeline.advise.facts import Facts
+from prefopt.pipeline.advise.gauge import FEW, held_out_share
+from prefopt.training.settings import RunSettings
+from prefopt.training.watching.start import ENOUGH_STEPS
+
+SMALLEST_BATCH = 8
+
+SEVERAL_EPOCHS = 3.0
+"""Of few examples; the best evaluation says how many it should have been."""
+
+EVALUATIONS = 10
+"""On the way."""
+
+
+def default(name: str) -> Any:
+    """What every run has where nothing is said."""
+    return RunSettings.model_fields[name].default
+
+
+def error_rate(facts: Facts) -> float:
+    """Rate of wrong verdicts, to two digits, within what the robust loss is used with."""
+    from prefopt.methods.robust import Robust
+
+    least, most = Robust.usual["label_smoothing"]
+    return round(min(max(facts.agreement.error, least), most), 2)
+
+
+def epochs(facts: Facts) -> float:
+    """Passes over few examples."""
+    return SEVERAL_EPOCHS if facts.num_examples < FEW else float(default("epochs"))
+
+
+def trained_on(facts: Facts) -> int:
+    """Examples that are not held out."""
+    share = 0.0 if facts.has_eval else held_out_share(facts.num_examples)
+    return max(1, round(facts.num_examples * (1 - share)))
+
+
+def batch_size(facts: Facts) -> int:
+    """The default, or a power of two that leaves enough steps."""
+    usual = int(default("batch_size"))
+    most = trained_on(facts) * epochs(facts) / ENOUGH_STEPS
+    return max(SMALLEST_BATCH, min(usual, 2 ** int(math.log2(max(most, 1)))))
+
+
+def num_steps(facts: Facts) -> int:
+    """Optimizer steps of the run."""
+    return math.ceil(trained_on(facts) * epochs(facts) / batch_size(facts))
+
+
+def eval_every(facts: Facts) -> int:
+    """Steps between evaluations."""
+    return max(1, num_steps(facts) // EVALUATIONS)
+
+
+def held_out(facts: Facts) -> float:
+    """Share that is held out; 0 where held-out data is given."""
+    return 0.0 if facts.has_eval else held_out_share(facts.num_examples)
+
+
+def max_length(facts: Facts) -> int:
+    """The next power of two that ninety-nine in a hundred examples fit in, as far as the model reads."""
+    wanted = 2 ** math.ceil(math.log2(max(facts.lengths.uncut, 2 * DataSettings.model_fields["max_length"].default)))
+    context = facts.model.context if facts.model is not None else None
+    return min(wanted, context) if context else wanted
+
+
+def ways_changes(facts: Facts) -> Mapping[str, Any]:
+    """What the chosen way of training needs to fit."""
+    assert facts.model is not None, "its rules hold for a model only"
+    return next(way.changes for way in facts.model.ways if way.name == facts.model.chosen)

@@ -1,0 +1,67 @@
+"""What users say when they ask for advice.
+
+Apart from the rest so that `prefopt advise --help` is drawn without importing torch.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from prefopt.config import Setting
+from prefopt.data.settings import DataSettings
+from prefopt.pipeline.plan_settings import num_bytes
+
+Have = Literal["checker", "reward-model", "shaped-rewards"]
+"""What no data shows."""
+
+NEED_A_MODEL = (
+    *("chat_template", "template_args", "text_as", "max_length", "too_long", "data_workers", "cache_dir"),
+    *("memory", "device", "gpus", "ask", "trust_remote_code"),
+)
+"""Settings about tokens, memory, or the model itself."""
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pydantic has a method `json`, long replaced, which the flag of that name hides
+
+    class AdviseSettings(DataSettings):
+        """Data, perhaps a model, and what only the user knows."""
+
+        model: str | None = Setting(
+            None, help="Folder or hub name of the model to train: then lengths are in tokens, the model is asked, and memory is looked at."
+        )
+        have: list[Have] = Setting(
+            [],
+            help="What the data does not show: a `checker`, a program that tells right answers from wrong; a strong `reward-model`, with "
+            "time to sample answers for it; `shaped-rewards`, several that are to be traded off, or rewards for parts of an answer.",
+        )
+        sample: int = Setting(
+            20_000,
+            ge=10,
+            help="Examples whose text is looked at: all rows are read and counted, and of more than this a sample is kept, by prompt.",
+        )
+        ask: int = Setting(64, ge=0, le=10_000, help="Examples whose answers the model is asked about; 0: its weights are not loaded.")
+        memory: str | None = Setting(None, help="Memory that there is, as in `prefopt plan`: 24GB; the default is what is free here.")
+        device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where training would run, as in `prefopt plan`.")
+        gpus: int = Setting(8, ge=1, le=1024, help="GPUs of that memory that there are at most.")
+        trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
+        seed: int = Setting(0, ge=0, help="Seed of the sample, and of the held-out split whose near copies are counted.")
+        write: Path | None = Setting(None, help="Write the settings that are advised to this YAML file, for `prefopt train --config`.")
+        json: bool = Setting(  # type: ignore[assignment]
+            False, help="Print what was found and what is advised as JSON."
+        )
+
+        @field_validator("memory", mode="before")
+        @classmethod
+        def _is_an_amount(cls, value: Any) -> Any:
+            if value is not None:
+                num_bytes(str(value))
+                return str(value)
+            return value
+
+        @model_validator(mode="after")
+        def _tokens_need_a_model(self) -> "AdviseSettings":
+            if self.model is None and (given := [name for name in NEED_A_MODEL if name in self.model_fields_set]):
+                raise ValueError(f"{', '.join(given)} say something about a model: give model too")
+            return self
