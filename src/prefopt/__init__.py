@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Policy", "__version__", "losses", "sweep", "train"]
+__all__ = ["Callback", "Policy", "__version__", "advise", "losses", "sweep", "train"]
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
+    from prefopt.pipeline.advise.run import Advice
     from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
@@ -69,6 +70,30 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
     run = import_module("prefopt.pipeline.sweep.run").run_sweep  # after the check: it loads torch, which takes seconds
     result: SweepResult = run(plan, callbacks=callbacks)
     return result
+
+
+def advise(data: "str | Sequence[str]", *, model: str | None = None, **settings: Any) -> "Advice":
+    """Look at data, and at a model if one is given, and say which method, with which settings, and why; what `prefopt advise` does.
+
+    Args:
+        data: files, folders or hub names.
+        model: folder or hub name of the model to train.
+        settings: by the names of the command line's flags, with underscores: have, eval_data, columns, memory, write, ...
+
+    Returns:
+        What was found, the rules that hold, and settings for `train`.
+
+    Raises:
+        ConfigError: names every setting that is unknown or wrong.
+        PrefoptError: the data or the model cannot be read, and why.
+    """
+    from prefopt.config import check
+
+    given = {"data": data, **({} if model is None else {"model": model}), **settings}
+    kind = import_module("prefopt.pipeline.advise.settings").AdviseSettings
+    checked = check(kind, given, source="the settings given to prefopt.advise")
+    found: Advice = import_module("prefopt.pipeline.advise.run").advise(checked)
+    return found
 
 
 def __getattr__(name: str) -> Any:

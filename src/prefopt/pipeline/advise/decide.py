@@ -13,8 +13,12 @@ from prefopt.pipeline.advise.rules import ALWAYS, RULES, Rule, Topic, row_of
 from prefopt.pipeline.advise.settings import AdviseSettings
 from prefopt.pipeline.stages import plan_stages
 from prefopt.training.assemble import settings_for
+from prefopt.training.settings import RunSettings
 
 PLACEHOLDER = "MODEL"
+
+GIVEN = "as given"
+"""The reason for what the user said."""
 
 OF_TOKENS = ("data_format", "columns", "chat_template", "template_args", "text_as", "max_length", "too_long")
 """Settings of the data that training needs as they were given."""
@@ -111,9 +115,9 @@ def _with_config(settings: AdviseSettings, facts: Facts, decision: Decision, nam
 
     if settings.eval_data:
         values["eval_data"] = settings.eval_data
-    take({key: getattr(settings, key) for key in OF_TOKENS if key in settings.model_fields_set}, "as given")
+    take({key: getattr(settings, key) for key in OF_TOKENS if key in settings.model_fields_set}, GIVEN)
     if settings.trust_remote_code:
-        take({"trust_remote_code": True}, "as given")
+        take({"trust_remote_code": True}, GIVEN)
     own = dict(decision.method.rule.settings(facts))
     fields = kind.settings_class.model_fields
     if "beta" in fields and "beta" not in own:
@@ -129,12 +133,18 @@ def _with_config(settings: AdviseSettings, facts: Facts, decision: Decision, nam
     take({"epochs": float(epochs(facts))}, "one pass is usual: margins go on growing on what has been seen, and say nothing new")
     for verdict in decision.others:
         found = verdict.rule.settings(facts)
-        take({key: value for key, value in found.items() if key not in settings.model_fields_set}, verdict.because)
+        news = {key: value for key, value in found.items() if key not in settings.model_fields_set and not is_default(key, value)}
+        take(news, verdict.because)
     values = with_stages(facts, stages, values, own, reasons)
     values = {"model": settings.model, **values} if settings.model else values
     check_config({"model": PLACEHOLDER, **values})
     sweep = "" if len(stages) > 1 or "beta" not in own else sweep_of(kind, own["beta"])
     return Decision(decision.better, decision.method, decision.also, decision.others, values, reasons, left_out(facts, kind), sweep)
+
+
+def is_default(name: str, value: object) -> bool:
+    """Whether a run would do so anyway."""
+    return name in RunSettings.model_fields and value == RunSettings.model_fields[name].default
 
 
 def method_of(name: str) -> type[Method]:

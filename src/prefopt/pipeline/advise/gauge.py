@@ -19,7 +19,7 @@ FEW = 1000
 """Examples below which there are few of them: fifteen steps of a batch of 64."""
 
 SMALL_EDIT = 0.5
-"""Likeness from which on two answers to one prompt are the same but for an edit: about one word in ten is another."""
+"""Likeness from which on two answers to one prompt are the same but for an edit: about one word in fifteen is another."""
 
 HELD_OUT, HELD_OUT_OF_FEW = 0.05, 0.1
 """Share that is held out where nothing else is said."""
@@ -122,8 +122,7 @@ def copies_of(examples: Sequence[Example], held: Sequence[Example] | None, *, fr
         seed: of that split.
     """
     whole = [whole_text(example) for example in examples]
-    distinct = list(dict.fromkeys(whole))
-    near_rows = clusters(distinct)
+    distinct = list(dict(zip(whole, examples, strict=True)).values())
     prompts = list(dict.fromkeys(text for example in examples if (text := words_of(example.prompt).strip())))
     near_prompts = clusters(prompts)
     fraction = fraction or held_out_share(len(examples))
@@ -131,12 +130,20 @@ def copies_of(examples: Sequence[Example], held: Sequence[Example] | None, *, fr
     kept = examples if held is not None else [example for example in examples if draw(opening_of(example), seed) >= fraction]
     return Copies(
         Count(len(whole) - len(distinct), len(whole)),
-        Count(sum(root != place for place, root in enumerate(near_rows)), len(distinct)),
+        Count(_num_near(distinct), len(distinct)),
         len(prompts),
         Count(sum(root != place for place, root in enumerate(near_prompts)), len(prompts)),
         Count(_num_leaks(kept, apart), len(apart)),
         "eval_data" if held is not None else f"the {percent(fraction)} that seed {seed} draws",
     )
+
+
+def _num_near(examples: Sequence[Example]) -> int:
+    """Examples of which the prompt and each answer, in their order, are near copies of those of an earlier one."""
+    parts = [[words_of(example.prompt), *(words_of(answer.content) for answer in example.answers)] for example in examples]
+    texts = list(dict.fromkeys(text for own in parts for text in own))
+    root = dict(zip(texts, clusters(texts), strict=True))
+    return len(parts) - len({tuple(root[text] for text in own) for own in parts})
 
 
 def whole_text(example: Example) -> str:

@@ -9,7 +9,7 @@ from prefopt.config import to_yaml
 from prefopt.data.kinds import PLURAL, Kind
 from prefopt.data.summary import source_lines
 from prefopt.errors import PrefoptError
-from prefopt.pipeline.advise.decide import Decision
+from prefopt.pipeline.advise.decide import GIVEN, Decision
 from prefopt.pipeline.advise.facts import Count, Facts, Lengths, Model, Spread, percent
 from prefopt.pipeline.advise.rules import Topic
 
@@ -145,7 +145,7 @@ def _content(facts: Facts) -> Iterator[tuple[str, str]]:
     named = {script: share for script, share in found.scripts.items() if share >= RARE}
     if named:
         others = len(found.scripts) - len(named)
-        more = f", {others} others below {percent(RARE)} each" if others else ""
+        more = f", {others} more below {percent(RARE)} each" if others else ""
         yield "scripts", f"{', '.join(f'{script} {percent(share)}' for script, share in named.items())}{more} of all letters"
     checks = [
         (f"{found.numeric:good answers} end in a number", found.numeric),
@@ -211,9 +211,9 @@ def _run(facts: Facts, decision: Decision) -> list[str]:
     rows = []
     for name, value in decision.config.items():
         within = value if isinstance(value, dict) and name in decision.config.get("stages", ()) else {name: value}
-        rows += [(key if within is not value else f"{name}: {key}", own, decision.reasons.get(key, "")) for key, own in within.items()]
+        rows += [(key if within is not value else f"{name}: {key}", own, _why(decision, key)) for key, own in within.items()]
     rows += [(name, "left out", why) for name, why in decision.left.items()]
-    shown = [(name, ", ".join(map(str, value)) if isinstance(value, list) else plain_value(value), why) for name, value, why in rows]
+    shown = [(name, plain_value(value), why) for name, value, why in rows]
     names = max(len(name) for name, _, _ in shown) + 2
     values = max(len(value) for _, value, why in shown if why) + 2
     lines = ["settings"]
@@ -225,8 +225,17 @@ def _run(facts: Facts, decision: Decision) -> list[str]:
     return lines
 
 
+def _why(decision: Decision, name: str) -> str:
+    reason = decision.reasons.get(name, "")
+    return "" if reason == GIVEN else reason
+
+
 def plain_value(value: object) -> str:
     """As it is written on the command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name}={entry}" for name, entry in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -255,7 +264,7 @@ def yaml_of(decision: Decision) -> str:
     chosen = decision.method
     why = {**decision.reasons, "method": f"{capital(chosen.because)}. {capital(chosen.rule.reason)}."}
     for name, value in decision.config.items():
-        if (reason := why.get(name)) and reason != "as given":
+        if (reason := why.get(name)) and reason != GIVEN:
             parts += [f"# {line}\n" for line in wrap(" ".join(reason.split()), WIDTH, break_long_words=False, break_on_hyphens=False)]
         parts.append(to_yaml({name: value}))
     return "".join(parts)

@@ -308,7 +308,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "data",
         signs.has_copies,
-        "remove the copies",
+        "keep one of each; where several people judged the same answers, the verdict of most",
         "An example that is there n times counts n times, and is learned by heart first",
         "arXiv 2107.06499",
     ),

@@ -61,6 +61,12 @@ with warnings.catch_warnings():
             return value
 
         @model_validator(mode="after")
+        def _bad_rows_are_counted(self) -> "AdviseSettings":
+            if "on_bad_row" in self.model_fields_set:
+                raise ValueError("on_bad_row is not for advice, which counts bad rows and goes on: leave it out")
+            return self
+
+        @model_validator(mode="after")
         def _tokens_need_a_model(self) -> "AdviseSettings":
             if self.model is None and (given := [name for name in NEED_A_MODEL if name in self.model_fields_set]):
                 raise ValueError(f"{', '.join(given)} say something about a model: give model too")

@@ -96,6 +96,8 @@ def can_be_checked(facts: Facts) -> str:
         return f"{found.tests:rows} bring tests"
     if found.instructions.share >= MOSTLY:
         return f"{found.instructions:rows} name constraints that a program can check"
+    if found.truths.share >= MOSTLY:
+        return f"{found.truths:rows} bring the right answer, which others can be compared with"
     if "checker" in facts.have:
         return "there is a checker, as you say"
     return ""
@@ -143,8 +145,8 @@ def is_chance(facts: Facts) -> str:
 
 
 def is_few(facts: Facts) -> str:
-    """Few pairs."""
-    return f"{facts.num_examples:,} examples, fewer than {FEW:,}" if facts.num_examples < FEW else ""
+    """Few examples."""
+    return f"{facts.num_examples:,} examples, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_examples < FEW else ""
 
 
 def are_few_pairs(facts: Facts) -> str:
@@ -192,7 +194,7 @@ def is_untuned(facts: Facts) -> str:
 
 def is_model_unknown(facts: Facts) -> str:
     """No model was given."""
-    return "no model was given" if facts.model is None else ""
+    return "no model was given" if facts.model is None and facts.kind not in ("demonstration", "prompts") else ""
 
 
 def is_strange(facts: Facts) -> str:

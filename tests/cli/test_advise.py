@@ -1,0 +1,192 @@
+"""`prefopt advise`: end to end, with and without a model, and what is said when it cannot be done."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.command_line import prefopt, refused
+
+from prefopt.config import read_yaml
+from prefopt.pipeline.advise import ask
+from prefopt.pipeline.advise.facts import Said
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pairs(count: int = 24) -> list[dict[str, str]]:
+    return [
+        {"prompt": f"How wide is sea {n}?", "chosen": f" It is {n} miles wide.", "rejected": f" I do not know {n}."} for n in range(count)
+    ]
+
+
+def test_the_settings_that_it_writes_run(tmp_path: Path, model_folder: Callable[..., Path]):
+    config, out = tmp_path / "advice.yaml", tmp_path / "run"
+    said = prefopt("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--write", str(config)).check()
+    assert said.code == 0, said.err
+    values = read_yaml(config)
+    assert values["stages"] == ["sft", "ipo"]  # a model of random weights: each token costs it log of the vocabulary
+    assert values["ipo"] == {"beta": 0.1, "learning_rate": 5e-5}
+    assert values["sft"] == {"learning_rate": 2e-3}
+    assert values["text_as"] == "chat"
+    assert values["epochs"] == 3.0
+    assert "million weights" in said.out
+    ran = prefopt("train", "--config", str(config), "--out", str(out), "--samples", "0").check()
+    assert ran.code == 0, ran.err
+    assert (out / "ipo" / "model" / "config.json").is_file()
+    summary = json.loads((out / "ipo" / "summary.json").read_text())
+    assert summary["after"]
+
+
+def test_without_a_model_the_settings_run_with_one(tmp_path: Path, model_folder: Callable[..., Path]):
+    config, out = tmp_path / "advice.yaml", tmp_path / "run"
+    rows = [{"prompt": f"How wide is sea {n}?", "completion": f" It is {n} miles wide.", "label": n % 3 == 0} for n in range(24)]
+    assert prefopt("advise", written(tmp_path, rows), "--write", str(config)).check().code == 0
+    assert read_yaml(config)["balance"] is True
+    ran = prefopt("train", "--config", str(config), "--model", str(model_folder()), "--out", str(out), "--samples", "0").check()
+    assert ran.code == 0, ran.err
+
+
+def test_json_holds_figures_and_advice(tmp_path: Path):
+    found = json.loads(prefopt("advise", written(tmp_path, pairs()), "--json").check().out)
+    assert found["facts"]["num_examples"] == 24
+    assert found["facts"]["serves"]["thumbs"] == 48
+    assert found["advice"]["method"]["method"] == "ipo"
+    assert found["advice"]["method"]["because"] == "24 examples, fewer than 1,000"
+    assert found["advice"]["config"]["data"] == [str(tmp_path / "pairs.jsonl")]
+
+
+def test_a_model_is_asked_about_good_and_bad_answers(tmp_path: Path, model_folder: Callable[..., Path]):
+    found = json.loads(prefopt("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--json", "--ask", "8").check().out)
+    model = found["facts"]["model"]
+    assert model["said"]["num"] == 8
+    assert 5 < model["said"]["good"] < 7  # log 384 is 5.95
+    assert 5 < model["said"]["own"] < 6
+    assert model["has_template"]
+    assert model["num_parameters"] < 100_000
+    assert found["facts"]["lengths"]["unit"] == "tokens"
+    assert {way["name"] for way in model["ways"]} == {"full", "LoRA 16", "QLoRA 16"}
+    silent = json.loads(prefopt("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--json", "--ask", "0").check().out)
+    assert silent["facts"]["model"]["said"] is None
+    assert silent["facts"]["model"]["silent"] == "as you say"
+
+
+def test_a_model_of_which_there_is_the_config_only_is_not_asked(tmp_path: Path, model_folder: Callable[..., Path]):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in model_folder().iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    said = prefopt("advise", written(tmp_path, pairs()), "--model", str(folder)).check()
+    assert said.code == 0, said.err
+    assert "its view    not asked: " in said.out
+
+
+def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folder: Callable[..., Path]):
+    words = ("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--ask", "0", "--json", "--memory")
+    short = json.loads(prefopt(*words, "0.001MB").check().out)
+    assert short["facts"]["model"]["chosen"] == ""
+    assert [rule["rule"] for rule in short["advice"]["weights"]] == ["weights-nothing-fitting"]
+    roomy = json.loads(prefopt(*words, "64GB").check().out)
+    assert roomy["facts"]["model"]["chosen"] == "full"
+
+
+def test_figures_of_a_model_are_means_over_tokens():
+    import torch
+    from prefopt.trees import Completion, PromptTree, token_ids
+
+    def tree(*lengths: int) -> PromptTree:
+        answers = tuple(Completion(token_ids([1] * length), rank=rank) for rank, length in enumerate(lengths))
+        return PromptTree(token_ids([1, 2]), answers)
+
+    def sums(trees: Any) -> Any:
+        lengths = torch.tensor([float(len(answer.ids)) for one in trees for answer in one.completions])
+        ranks = torch.tensor([float(answer.rank or 0) for one in trees for answer in one.completions])
+        return -lengths * (1 + ranks), lengths * 0.5, lengths
+
+    found = ask.said_of(sums, [[tree(3, 5)], [tree(2, 4), tree(7, 1)]])
+    assert found == Said(3, good=1.0, own=0.5, bad=2.0, prefers=found.prefers)
+    assert (found.prefers.num, found.prefers.of) == (3, 3)
+    assert ask.said_of(sums, []) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--data: is required"),
+        (("none.jsonl",), "none.jsonl does not exist"),
+        (("x.jsonl", "--have", "luck"), "--have"),
+        (("x.jsonl", "--memory", "8GB"), "memory say something about a model: give model too"),
+        (("x.jsonl", "--on-bad-row", "drop"), "--on-bad-row: no such flag"),
+        (("x.jsonl", "--sample", "1"), "--sample: must be greater than or equal to 10"),
+    ],
+)
+def test_mistakes_are_told(words: tuple[str, ...], says: str):
+    assert says in refused("advise", *words)
+
+
+def test_files_that_hold_nothing_are_told(tmp_path: Path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "empty.jsonl is empty" in refused("advise", str(empty))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{\n" * 5)
+    assert "not recognised" in refused("advise", str(broken)) or "invalid_json" in refused("advise", str(broken))
+    assert "none of the 3 rows can be used (blank_answer 3)" in refused(
+        "advise", written(tmp_path, [{"prompt": "q", "chosen": " ", "rejected": "x"}] * 3)
+    )
+
+
+def test_bad_rows_are_counted_and_do_not_stop(tmp_path: Path):
+    path = written(tmp_path, pairs())
+    with open(path, "a") as file:
+        file.write('{"prompt": "cut off\n')
+    said = prefopt("advise", path).check()
+    assert said.code == 0
+    assert "1 of 25 rows (4 %) with faults: invalid_json 1" in said.out
+    assert "on_bad_row        drop" in said.out
+
+
+def test_nothing_to_train_is_not_written(tmp_path: Path):
+    path = written(tmp_path, [{"prompt": f"How wide is sea {n}?"} for n in range(20)])
+    said = prefopt("advise", path).check()
+    assert said.code == 0
+    assert "There is nothing to train yet." in said.out
+    assert "is not written: there is nothing to train yet" in refused("advise", path, "--write", str(tmp_path / "a.yaml"))
+    assert "cannot write" in refused("advise", written(tmp_path, pairs()), "--write", str(tmp_path / "none" / "a.yaml"))
+
+
+REAL = {
+    "hh-rlhf/harmless-base.jsonl.gz": ("dpo", 1794, "blank_answer 4, prompts_differ 2"),
+    "ukp-convarg": ("rdpo", 5872, "4,592 of 5,863 pairs of different length (78 %)"),
+    "llamafactory-demo/dpo_en_demo.json": ("ipo", 300, "5 of 300 examples (1.7 %) repeat an earlier one"),
+    "llamafactory-demo/dpo_zh_demo.json": ("ipo", 300, "Han 86 %"),
+    "llamafactory-demo/kto_en_demo.json": ("kto", 300, "150 up, 150 down (50 % up)"),
+    "rasbt-dpo/instruction-data-with-preference.json": ("dpo", 1094, "same_answers 6"),
+    "gsm8k/example_model_solutions.jsonl": ("kto", 5276, "all 1,319 rows bring the right answer"),
+    "open-assistant/en_100_tree.jsonl": ("dpo", 212, "57 of 2, 117 of 3"),
+    "tulu-human-eval/eval_annotations_tulu_1.xlsx": ("robust", 773, "23 of 73 pairs of answers that were judged again (32 %)"),
+    "pandalm/testset-v1.json": ("ipo", 836, "votes of a row agree in 2,482 of 2,620 couples (95 %)"),
+    "ifeval/input_data.jsonl": (None, 541, "all 541 rows name constraints"),
+}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name: str):
+    import prefopt as package
+
+    method, number, says = REAL[name]
+    advice = package.advise(str(SHARED / name))
+    assert advice.method == method
+    assert advice.facts.num_examples == number
+    assert says in " ".join(" ".join(advice.lines).split())

@@ -1,0 +1,528 @@
+"""Advice: what is read off made-up data, which rules hold, and what comes of them."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefopt
+from prefopt.config import from_yaml
+from prefopt.data.counts import Counts
+from prefopt.data.summary import SourceSummary
+from prefopt.errors import ConfigError, DataError
+from prefopt.methods.kto import STILL_BALANCED
+from prefopt.methods.table import METHODS
+from prefopt.pipeline.advise import choices, signs
+from prefopt.pipeline.advise.decide import Decision, decide
+from prefopt.pipeline.advise.facts import Content, Copies, Count, Facts, Lengths, Model, Said, Spread, Way, percent
+from prefopt.pipeline.advise.look import look
+from prefopt.pipeline.advise.noise import Agreement, of_most
+from prefopt.pipeline.advise.page import yaml_of
+from prefopt.pipeline.advise.rules import RULES, Rule, good_for
+from prefopt.pipeline.advise.settings import AdviseSettings
+
+WORDS = tuple(f"word{letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def sentence(number: int, length: int = 12) -> str:
+    """A sentence that shares no run of words with those of other numbers."""
+    return " ".join(f"{WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)]}{number}" for place in range(length))
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pair(number: int, chosen: str = "", rejected: str = "") -> dict[str, Any]:
+    return {
+        "prompt": sentence(number),
+        "chosen": chosen or sentence(number + 10_000),
+        "rejected": rejected or sentence(number + 20_000),
+    }
+
+
+def looked(folder: Path, rows: list[dict[str, Any]], **given: Any) -> Facts:
+    return look(AdviseSettings(data=[written(folder, rows)], **given))
+
+
+# Made-up facts: what no rule but the last one of a kind says anything about.
+
+
+def facts(kind: str = "pair", num: int = 5000, **changes: Any) -> Facts:
+    spread = Spread(10, 20, 30, 40, 50)
+    none = Count(0, num)
+    up_down = {"thumbs": (num // 2, num - num // 2)}.get(kind, (0, 0))
+    base = Facts(
+        kind=kind,  # type: ignore[arg-type]
+        sources=(SourceSummary("data.jsonl", "made", "made up", "it is", num, ()),),
+        num_rows=num,
+        serves={kind: num},  # type: ignore[dict-item]
+        num_examples=num,
+        faults={},
+        passed={},
+        sampled=num,
+        counts=Counts(*up_down, branches=Counter({1 if kind in ("thumbs", "demonstration") else 2: num})),
+        lengths=Lengths("characters", spread, spread, spread, 0.5, longer_chosen=Count(num // 2, num)),
+        copies=Copies(none, none, num, none, Count(0, 100), "the 5 % that seed 0 draws"),
+        content=Content({"Latin": 1.0}, none, none, none, none, none, none, none),
+    )
+    return replace(base, **changes)
+
+
+def model(**changes: Any) -> Model:
+    ways = (Way("full", True, "2.0 GB", {}), Way("LoRA 16", True, "1.0 GB", {"lora_rank": 16}))
+    base = Model("m", 2_000_000_000, False, True, 4096, ways, "full", "8.0 GB (as given)", Said(64, 1.5, 1.4, 1.7, Count(40, 64)))
+    return replace(base, **changes)
+
+
+def longer(num: int, of: int) -> Lengths:
+    return replace(facts().lengths, longer_chosen=Count(num, of))
+
+
+def content(**changes: Any) -> Content:
+    return replace(facts().content, **changes)
+
+
+NO_FULL = (Way("full", False, "40.0 GB", {}), Way("LoRA 16", True, "6.0 GB", {"lora_rank": 16, "max_tokens": 2048}))
+NOTHING = (Way("full", False, "40.0 GB", {}), Way("LoRA 16", False, "9.0 GB", {}))
+CHATS = content(raw=Count(0, 5000))
+NOISY = Agreement(164, 200, 150, 30)
+
+CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
+    "method-needs-shaping-ppo": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
+    "method-has-reward-model-ppo": (
+        facts(have=("reward-model",)),
+        "there is a strong reward model and time to sample, as you say",
+        {"method": "dpo"},
+    ),
+    "method-can-be-checked-grpo": (
+        facts("demonstration", content=content(numeric=Count(4900, 5000))),
+        "4,900 of 5,000 good answers (98 %) end in a number that could be checked",
+        {"method": "sft"},
+    ),
+    "method-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),
+    "method-all-down": (facts("thumbs", counts=Counts(0, 7)), "7 thumbs down, none up", {}),
+    "method-all-up-sft": (facts("thumbs", counts=Counts(7, 0)), "7 thumbs up, none down", {"method": "sft"}),
+    "method-thumbs-kto": (facts("thumbs", counts=Counts(2600, 2400)), "2,600 thumbs up, 2,400 down", {"method": "kto", "beta": 0.1}),
+    "method-demonstrations-sft": (
+        facts("demonstration"),
+        "5,000 single answers, and nothing that says better or worse",
+        {"method": "sft", "epochs": 1.0},
+    ),
+    "method-ranked-dpo": (
+        facts("ranked", counts=Counts(branches=Counter({4: 3000, 2: 2000}))),
+        "3,000 of 5,000 prompts (60 %) have three ranked answers or more",
+        {"method": "dpo", "plackett_luce": True},
+    ),
+    "method-edited-dpop": (
+        facts(alike=Count(2000, 5000)),
+        "in 2,000 of 5,000 pairs (40 %) the two answers share most of their wording",
+        {"method": "dpop"},
+    ),
+    "method-noise-known-robust": (
+        facts(agreement=NOISY),
+        "verdicts on the same answers agree in 164 of 200 couples (82 %), so about 10 % of the verdicts are wrong",
+        {"method": "robust", "label_smoothing": 0.1},
+    ),
+    "method-noise-seen-dpo": (
+        facts(num=200, sampled=200, agreement=Agreement(0, 4, 4, 4)),
+        "4 of 200 pairs (2 %) stand against another with the same answers",
+        {"method": "dpo", "label_smoothing": 0.1},
+    ),
+    "method-are-few-pairs-ipo": (facts(num=400), "400 examples, fewer than 1,000", {"method": "ipo", "epochs": 3.0, "batch_size": 32}),
+    "method-own-and-longer-simpo": (
+        facts(num=20_000, lengths=longer(14_000, 20_000), model=model(said=Said(64, 1.45, 1.4))),
+        (
+            "the chosen answer is the longer one in 14,000 of 20,000 pairs of different length (70 %); "
+            "a token of theirs costs the model 1.45 nats, and one of its own 1.40; 20,000 pairs"
+        ),
+        {"method": "simpo", "beta": 2.5},
+    ),
+    "method-longer-better-rdpo": (
+        facts(lengths=longer(3500, 5000)),
+        "the chosen answer is the longer one in 3,500 of 5,000 pairs of different length (70 %)",
+        {"method": "rdpo", "beta": 0.1},
+    ),
+    "method-uneven-ln-dpo": (
+        facts(lengths=replace(facts().lengths, ratio=3.5)),
+        "the longer answer of a pair is 3.5 times as long as the other (median)",
+        {"method": "ln-dpo", "beta": 5.0},
+    ),
+    "method-pairs-dpo": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
+    "before-untuned": (
+        facts(content=CHATS, model=model(has_template=False)),
+        "its tokenizer brings no chat template, and all 5,000 examples are chats",
+        {"stages": ["sft", "dpo"], "sft": {"learning_rate": 2e-5}, "dpo": {"beta": 0.1, "learning_rate": 5e-7}},
+    ),
+    "before-strange": (
+        facts(model=model(said=Said(64, 2.9, 1.1))),
+        "a token of the good answers costs the model 2.90 nats, and one of its own 1.10 (64 examples)",
+        {"method": "dpo"},
+    ),
+    "before-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
+    "weights-nothing-fitting": (
+        facts(model=model(ways=NOTHING, chosen="")),
+        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
+        {"method": "dpo"},
+    ),
+    "weights-adapter": (
+        facts(model=model(is_adapter=True, chosen="adapter", ways=(Way("adapter", True, "1.0 GB", {"max_tokens": 2048}),))),
+        "m is an adapter; adapter fits",
+        {"learning_rate": 5e-6, "max_tokens": 2048},
+    ),
+    "weights-full-too-large": (
+        facts(model=model(ways=NO_FULL, chosen="LoRA 16")),
+        "training all weights takes 40.0 GB, LoRA 16 6.0 GB; 8.0 GB (as given)",
+        {"lora_rank": 16, "max_tokens": 2048, "learning_rate": 5e-6},
+    ),
+    "weights-large-for-few": (
+        facts(num=400, model=model()),
+        "400 examples, fewer than 1,000, for a model of 2.0 billion weights",
+        {"method": "ipo", "lora_rank": 16, "learning_rate": 5e-6},
+    ),
+    "weights-full-fitting": (
+        facts(model=model(num_parameters=50_000_000)),
+        "training all 50.0 million weights takes 2.0 GB; 8.0 GB (as given)",
+        {"method": "dpo", "learning_rate": 1e-5},
+    ),
+    "settings-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "batch_size": 8, "early_stop": 2}),
+    "settings-unbalanced": (
+        facts("thumbs", counts=Counts(1000, 4000)),
+        "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
+        {"method": "kto", "balance": True},
+    ),
+    "settings-faulty": (
+        facts(faults={"blank_answer": 4, "prompts_differ": 6}),
+        "10 of 5,000 rows (0.2 %) cannot be used: prompts_differ 6, blank_answer 4",
+        {"on_bad_row": "drop"},
+    ),
+    "settings-raw-for-chats": (
+        facts(content=content(raw=Count(5000, 5000)), model=model()),
+        "all 5,000 examples are plain text, and the model has a chat template",
+        {"text_as": "chat"},
+    ),
+    "settings-too-long": (
+        facts(lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000), model=model(context=32768)),
+        "100 of 5,000 examples (2 %) have more than 2,048 tokens, and one in a hundred about 3,000 or more",
+        {"max_length": 4096},
+    ),
+    "data-chance": (
+        facts(agreement=Agreement(52, 100, 100, 48)),
+        "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",
+        {"method": "dpo"},
+    ),
+    "data-copies": (
+        facts(copies=replace(facts().copies, repeated=Count(100, 5000), near=Count(0, 4900))),
+        "100 of 5,000 examples (2 %) repeat an earlier one, and none of 4,900 different ones are near copies of one",
+        {"method": "dpo"},
+    ),
+    "data-leaks": (
+        facts(copies=replace(facts().copies, leaks=Count(20, 250))),
+        "20 of 250 held-out examples (8 %) (the 5 % that seed 0 draws) open like one that is trained on",
+        {"method": "dpo"},
+    ),
+    "data-broken": (
+        facts(content=content(broken=Count(3, 5000))),
+        "3 of 5,000 texts (below 0.1 %) have characters that were lost, or UTF-8 that was read as something else",
+        {"method": "dpo"},
+    ),
+}
+"""Rule -> facts under which it holds, the figures that it gives, and part of the settings that come of all rules then."""
+
+
+def decided(found: Facts, **given: Any) -> Decision:
+    name = None if found.model is None else found.model.name
+    return decide(AdviseSettings(data=["data.jsonl"], **({} if name is None else {"model": name}), **given), found)
+
+
+def test_every_rule_has_a_case():
+    assert [rule.name for rule in RULES] == list(CASES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_holds_and_gives_its_figures_and_settings(rule: Rule):
+    found, because, expected = CASES[rule.name]
+    assert rule.sign(found) == because
+    decision = decided(found)
+    held = {verdict.rule.name for verdict in (*decision.better, decision.method, *decision.also, *decision.others)}
+    assert rule.name in held
+    if rule.topic == "method":
+        decides = decision.better[0] if decision.better else decision.method
+        assert decides.rule.name == rule.name
+    assert {name: decision.config.get(name) for name in expected} == expected
+    assert bool(decision.config) is bool(expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_has_words_a_reason_and_a_source(rule: Rule):
+    assert rule.when
+    assert rule.when[0].islower()
+    assert rule.advice
+    assert "{" not in rule.advice
+    assert rule.reason
+    assert rule.said_by
+    assert (rule.methods is not None) is (rule.topic == "method")
+
+
+def test_a_method_that_is_not_there_is_said_and_the_next_row_decides():
+    names = {row.name for row in METHODS}
+    decision = decided(facts("thumbs", counts=Counts(2500, 2500), have=("checker",)))
+    (best,) = decision.better
+    assert not names & set(best.rule.methods or ())
+    assert best.rule.advice == "PPO or GRPO with a checker as the reward (grpo and ppo: not in prefopt yet)"
+    assert decision.method.rule.method == "kto"
+
+
+def test_rows_below_the_one_that_decides_are_named():
+    decision = decided(facts(num=400, lengths=longer(300, 400)))
+    assert [verdict.rule.method for verdict in (decision.method, *decision.also)] == ["ipo", "rdpo", "dpo"]
+
+
+def test_reasons_of_methods_are_read_from_their_files():
+    assert good_for("ipo") == "few pairs, or pairs whose preference is certain, where DPO overfits; several epochs"
+    for row in METHODS:
+        assert len(good_for(row.name)) > 5
+
+
+def test_settings_that_were_given_win():
+    found = facts(num=400, faults={"tie": 1}, model=model(), content=content(raw=Count(400, 400)))
+    decision = decided(found, text_as="raw", eval_fraction=0.2)
+    assert decision.config["text_as"] == "raw"
+    assert decision.config["eval_fraction"] == 0.2
+    assert decision.reasons["text_as"] == "as given"
+
+
+def test_held_out_data_that_is_given_is_used_and_nothing_is_held_out_beside_it():
+    config = decided(facts(has_eval=True), eval_data=["held.jsonl"]).config
+    assert config["eval_data"] == ["held.jsonl"]
+    assert "eval_fraction" not in config
+
+
+def test_the_sweep_stays_within_what_is_usual():
+    assert decided(facts()).sweep == "prefopt sweep beta=0.033,0.1,0.3 --config "
+    assert decided(facts(lengths=replace(facts().lengths, ratio=3.5))).sweep == "prefopt sweep beta=2,5,10 --config "
+    assert decided(facts("demonstration")).sweep == ""
+
+
+@pytest.mark.parametrize(
+    ("num", "batch", "steps", "every"),
+    [(50, 8, 17, 1), (400, 32, 34, 3), (999, 64, 43, 4), (1000, 16, 60, 6), (5000, 64, 75, 7), (100_000, 64, 1485, 148)],
+)
+def test_a_batch_leaves_enough_steps(num: int, batch: int, steps: int, every: int):
+    found = facts(num=num)
+    assert (choices.batch_size(found), choices.num_steps(found), choices.eval_every(found)) == (batch, steps, every)
+
+
+def test_thumbs_are_unbalanced_outside_of_what_kto_says():
+    low, high = STILL_BALANCED
+    for ratio, holds in ((low, False), (high, False), (high * 1.01, True), (low * 0.99, True)):
+        down = 10_000
+        assert bool(signs.is_unbalanced(facts("thumbs", counts=Counts(round(ratio * down), down)))) is holds
+
+
+def test_the_rate_of_wrong_verdicts_follows_from_agreement():
+    for error in (0.0, 0.05, 0.2, 0.5):
+        agree = round(10**6 * ((1 - error) ** 2 + error**2))
+        assert Agreement(agree, 10**6, 1, 1).error == pytest.approx(error, abs=1e-3)
+    assert of_most(0.2, 1) == pytest.approx(0.2)
+    assert of_most(0.2, 3) == pytest.approx(3 * 0.2**2 * 0.8 + 0.2**3)
+    assert of_most(0.2, 2) == pytest.approx(0.2**2 + 0.2 * 0.8)  # a draw is half wrong
+    assert Agreement(40, 100, 1, 1).error == 0.5
+
+
+def test_shares_in_words():
+    said = {0.0: "0 %", 0.0004: "below 0.1 %", 0.042: "4.2 %", 0.05: "5 %", 0.0999: "10 %", 0.5: "50 %", 0.993: "99.3 %", 1.0: "100 %"}
+    assert {share: percent(share) for share in said} == said
+    assert f"{Count(0, 5):rows}, {Count(5, 5):rows}, {Count(1, 4):rows}" == "none of 5 rows, all 5 rows, 1 of 4 rows (25 %)"
+
+
+# What is read off rows.
+
+
+def test_pairs_and_what_they_serve_as(tmp_path: Path):
+    found = looked(tmp_path, [pair(number) for number in range(30)])
+    assert (found.kind, found.num_examples, found.num_rows, found.sampled) == ("pair", 30, 30, 30)
+    assert found.serves == {"ranked": 30, "pair": 30, "thumbs": 60, "demonstration": 30}
+    assert found.content.raw == Count(30, 30)
+    assert found.copies.repeated == Count(0, 30)
+    assert found.lengths.prompt.median == pytest.approx(len(sentence(1)), abs=15)
+
+
+def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Path):
+    good, bad = sentence(501), sentence(502)
+    rows = [pair(number) for number in range(20)]
+    rows += [pair(50, good, bad) | {"who": "a"}, pair(50, bad, good) | {"who": "b"}, pair(51) | {"who": "a"}, pair(51) | {"who": "b"}]
+    rows += [pair(3), pair(3)]  # the same in every column
+    found = looked(tmp_path, rows)
+    assert (found.agreement.agree, found.agreement.couples, found.agreement.judged, found.agreement.contradicted) == (1, 2, 2, 1)
+    assert found.copies.repeated == Count(3, 26)
+
+
+def test_votes_agree_within_rows(tmp_path: Path):
+    def voted(number: int, *votes: int) -> dict[str, Any]:
+        answers = {"instruction": sentence(number), "response1": sentence(number + 100), "response2": sentence(number + 200)}
+        return answers | {f"annotator{place}": vote for place, vote in enumerate(votes, 1)}
+
+    found = looked(tmp_path, [voted(1, 1, 1, 1), voted(2, 2, 2, 1), voted(3, 1, 0, 1), voted(4, 0, 0, 0)])
+    assert found.voters
+    assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
+    assert (found.agreement.judged, found.agreement.contradicted) == (3, 1)
+    assert found.passed == {"tie": 1}
+
+
+def test_blank_and_same_answers_are_faults_and_ties_are_not(tmp_path: Path):
+    rows = [pair(number) for number in range(6)]
+    rows += [{**pair(7), "chosen": " "}, {**pair(8), "chosen": "x", "rejected": "x"}]
+    found = looked(tmp_path, rows)
+    assert found.faults == {"blank_answer": 1, "same_answers": 1}
+    assert found.num_examples == 6
+
+
+def test_the_longer_answer_wins(tmp_path: Path):
+    found = looked(tmp_path, [pair(n, sentence(n + 100, 20), sentence(n + 200, 10)) for n in range(40)])
+    assert found.lengths.longer_chosen == Count(40, 40)
+    assert found.lengths.ratio == pytest.approx(2, abs=0.2)
+    assert signs.is_longer_better(found)
+    mixed = looked(tmp_path, [pair(n, sentence(n + 100, 20 if n % 2 else 10), sentence(n + 200, 10 if n % 2 else 20)) for n in range(40)])
+    assert mixed.lengths.longer_chosen == Count(20, 40)
+    assert not signs.is_longer_better(mixed)
+
+
+def test_small_edits_are_seen(tmp_path: Path):
+    def edited(number: int) -> dict[str, Any]:
+        text = sentence(number + 100, 60)
+        return pair(number, text, text.replace(text.split()[30], "changed"))
+
+    found = looked(tmp_path, [edited(number) for number in range(8)] + [pair(number) for number in range(20, 22)])
+    assert found.alike == Count(8, 10)
+
+
+def test_near_copies_of_prompts_and_openings_on_both_sides(tmp_path: Path):
+    def asked(number: int, last: str) -> dict[str, Any]:
+        return {**pair(number), "prompt": f"{sentence(900, 80)} {last}"}
+
+    # All openings but one are near copies of each other, so every one of them that is held out leaks.
+    found = looked(tmp_path, [asked(number, f"number{number}") for number in range(40)] + [pair(500)], eval_fraction=0.3)
+    assert found.copies.near_prompts == Count(39, 41)
+    assert found.copies.leaks.of >= 3
+    assert found.copies.leaks.num >= found.copies.leaks.of - 1
+    clean = looked(tmp_path, [pair(number) for number in range(40)], eval_fraction=0.3)
+    assert clean.copies.near_prompts.num == clean.copies.leaks.num == 0
+
+
+def test_leaks_into_held_out_data_that_is_given(tmp_path: Path):
+    held = written(tmp_path, [pair(0), pair(1), pair(100)], "held.jsonl")
+    found = looked(tmp_path, [pair(number) for number in range(10)], eval_data=[held])
+    assert found.copies.leaks == Count(2, 3)
+    assert found.has_eval
+
+
+def test_thumbs_rankings_and_demonstrations(tmp_path: Path):
+    thumbs = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100), "label": n % 4 == 0} for n in range(20)])
+    assert (thumbs.kind, thumbs.counts.num_up, thumbs.counts.num_down) == ("thumbs", 5, 15)
+    assert thumbs.serves == {"thumbs": 20, "demonstration": 5}
+    ranked = looked(
+        tmp_path,
+        [{"prompt": sentence(n), "completions": [sentence(n * 3 + k + 100) for k in range(3)], "ranks": [1, 2, 3]} for n in range(9)],
+    )
+    assert (ranked.kind, ranked.num_examples, ranked.serves["pair"]) == ("ranked", 9, 27)
+    assert ranked.lengths.longer_chosen.of == 27
+    demonstrations = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(7)])
+    assert (demonstrations.kind, demonstrations.serves) == ("demonstration", {"demonstration": 7})
+
+
+def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Path):
+    pairs = written(tmp_path, [pair(number) for number in range(5)], "pairs.jsonl")
+    thumbs = written(tmp_path, [{"prompt": sentence(9), "completion": sentence(8), "label": 1}], "thumbs.jsonl")
+    found = look(AdviseSettings(data=[pairs, thumbs]))
+    assert found.kind == "thumbs"
+    assert found.serves == {"thumbs": 11, "demonstration": 6}
+    assert (found.counts.num_up, found.counts.num_down) == (6, 5)
+
+
+def test_prompts_alone_are_told_from_columns_that_need_a_name(tmp_path: Path):
+    found = looked(tmp_path, [{"prompt": sentence(n), "instruction_id_list": ["length"]} for n in range(5)])
+    assert found.kind == "prompts"
+    assert signs.can_be_checked(found) == "all 5 rows name constraints that a program can check"
+    with pytest.raises(DataError, match=r"perhaps: columns: \{completion: answer\}"):
+        looked(tmp_path, [{"prompt": sentence(n), "answer": sentence(n + 100)} for n in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [("So 3 + 4 = 7.\n#### 7", "numeric"), (r"Hence \boxed{\frac{1}{2}}", "numeric"), ("```python\nprint(1)\n```", "code")],
+)
+def test_answers_that_a_program_could_check(tmp_path: Path, answer: str, where: str):
+    found = looked(tmp_path, [{"prompt": sentence(n), "completion": f"{sentence(n + 50)} {answer}"} for n in range(6)])
+    assert getattr(found.content, where) == Count(6, 6)
+
+
+def test_scripts_and_broken_characters(tmp_path: Path):
+    rows = [{"prompt": "你好吗", "completion": "我很好"}, {"prompt": "hello", "completion": "itâ€™s"}]
+    found = looked(tmp_path, rows)
+    assert found.content.broken == Count(1, 2)
+    han, latin = 6, len("helloitâs")
+    assert found.content.scripts == {"Latin": pytest.approx(latin / (latin + han)), "Han": pytest.approx(han / (latin + han))}
+
+
+def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_path: Path):
+    rows = [pair(number % 100) | {"rejected": sentence(5000 + number)} for number in range(600)]
+    found = looked(tmp_path, rows, sample=60)
+    assert found.num_examples == 600
+    assert 30 <= found.sampled <= 60
+    assert found.sampled % 6 == 0
+    again = looked(tmp_path, rows, sample=60)
+    assert again == found
+    assert looked(tmp_path, rows, sample=60, seed=1).lengths != found.lengths
+
+
+def test_one_prompt_alone_may_fill_the_sample(tmp_path: Path):
+    found = looked(tmp_path, [{**pair(number), "prompt": "the same"} for number in range(40)], sample=10)
+    assert (found.num_examples, found.sampled) == (40, 10)
+
+
+# The whole of it.
+
+
+def test_from_python(tmp_path: Path):
+    advice = prefopt.advise(written(tmp_path, [pair(number) for number in range(30)]))
+    assert advice.method == "ipo"
+    assert advice.config["batch_size"] == 8
+    assert advice.facts.num_examples == 30
+    assert any("30 pairs" in line for line in advice.lines)
+    json.dumps(advice.to_dict())
+    with pytest.raises(ConfigError, match=r"modell: no such setting \(did you mean model\?\)"):
+        prefopt.advise("x.jsonl", modell="m")
+    with pytest.raises(ConfigError, match="memory say something about a model: give model too"):
+        prefopt.advise("x.jsonl", memory="8GB")
+    with pytest.raises(ConfigError, match="on_bad_row is not for advice"):
+        prefopt.advise("x.jsonl", on_bad_row="drop")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_says_what_was_decided(name: str):
+    decision = decided(CASES[name][0])
+    if decision.config:
+        assert from_yaml(yaml_of(decision)) == decision.config
+
+
+def test_every_figure_is_finite_in_json():
+    for found, _, _ in CASES.values():
+        text = json.dumps(found.to_dict(), allow_nan=False)
+        assert math.isfinite(json.loads(text)["lengths"]["prompt_share"])
+
+
+def test_a_page_of_every_case_is_no_wider_than_a_terminal():
+    from prefopt.pipeline.advise.page import WIDTH, page
+
+    for found, because, _ in CASES.values():
+        lines = page(found, decided(found))
+        assert max(map(len, lines)) <= WIDTH
+        assert because in " ".join(" ".join(lines).split())
