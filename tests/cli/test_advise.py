@@ -102,6 +102,7 @@ def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folde
 
 def test_figures_of_a_model_are_means_over_tokens():
     import torch
+
     from prefopt.trees import Completion, PromptTree, token_ids
 
     def tree(*lengths: int) -> PromptTree:

@@ -43,9 +43,16 @@ def trained_on(facts: Facts) -> int:
     return max(1, round(facts.num_examples * (1 - share)))
 
 
+def steps_of_default(facts: Facts) -> int:
+    """Optimizer steps of a run with the default batch."""
+    return math.ceil(trained_on(facts) * epochs(facts) / default("batch_size"))
+
+
 def batch_size(facts: Facts) -> int:
     """The default, or a power of two that leaves enough steps."""
     usual = int(default("batch_size"))
+    if steps_of_default(facts) >= ENOUGH_STEPS:
+        return usual
     most = trained_on(facts) * epochs(facts) / ENOUGH_STEPS
     return max(SMALLEST_BATCH, min(usual, 2 ** int(math.log2(max(most, 1)))))
 

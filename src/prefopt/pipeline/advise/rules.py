@@ -261,10 +261,18 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "settings",
         signs.is_few,
-        "a batch small enough for some tens of steps, several epochs, a tenth held out, and the model of the best evaluation",
-        "A step of AdamW moves a weight by the learning rate at most: few steps change nothing. Held-out loss says when it has been enough",
+        "several epochs, a tenth held out, and the model of the best evaluation",
+        "One pass teaches little of few examples, and several may be too many: held-out loss says when it has been enough",
+        "[watch](watch.md); [ipo](methods/ipo.md)",
+        settings=to(epochs=epochs, early_stop=2),
+    ),
+    Rule(
+        "settings",
+        signs.is_short,
+        "a smaller batch, for some tens of steps",
+        "A step of AdamW moves a weight by the learning rate at most: few steps change nothing",
         "[watch](watch.md)",
-        settings=to(epochs=epochs, batch_size=batch_size, early_stop=2),
+        settings=to(batch_size=batch_size),
     ),
     Rule(
         "settings",

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from prefopt.data.settings import DataSettings
 from prefopt.methods.kto import STILL_BALANCED
+from prefopt.pipeline.advise.choices import default, steps_of_default
 from prefopt.pipeline.advise.facts import Count, Facts, Way, percent
 from prefopt.pipeline.advise.gauge import FEW
-from prefopt.training.watching.start import UNKNOWN_TEXT
+from prefopt.training.watching.start import ENOUGH_STEPS, UNKNOWN_TEXT
 
 Sign = Callable[[Facts], str]
 
@@ -147,6 +148,14 @@ def is_chance(facts: Facts) -> str:
 def is_few(facts: Facts) -> str:
     """Few examples."""
     return f"{facts.num_examples:,} examples, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_examples < FEW else ""
+
+
+def is_short(facts: Facts) -> str:
+    """Too few examples for some tens of steps of the default batch."""
+    steps = steps_of_default(facts)
+    if facts.kind == "prompts" or steps >= ENOUGH_STEPS:
+        return ""
+    return f"{facts.num_examples:,} examples make {steps} steps of a batch of {default('batch_size')}"
 
 
 def are_few_pairs(facts: Facts) -> str:

@@ -1,0 +1,196 @@
+"""What advice reads off rows, counted by hand on made-up data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefopt
+from prefopt.errors import ConfigError, DataError
+from prefopt.pipeline.advise import signs
+from prefopt.pipeline.advise.facts import Count, Facts
+from prefopt.pipeline.advise.look import look
+from prefopt.pipeline.advise.settings import AdviseSettings
+
+WORDS = tuple(f"word{letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def sentence(number: int, length: int = 12) -> str:
+    """A sentence that shares no run of words with those of other numbers."""
+    return " ".join(f"{WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)]}{number}" for place in range(length))
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pair(number: int, chosen: str = "", rejected: str = "") -> dict[str, Any]:
+    return {
+        "prompt": sentence(number),
+        "chosen": chosen or sentence(number + 10_000),
+        "rejected": rejected or sentence(number + 20_000),
+    }
+
+
+def looked(folder: Path, rows: list[dict[str, Any]], **given: Any) -> Facts:
+    return look(AdviseSettings(data=[written(folder, rows)], **given))
+
+
+def test_pairs_and_what_they_serve_as(tmp_path: Path):
+    found = looked(tmp_path, [pair(number) for number in range(30)])
+    assert (found.kind, found.num_examples, found.num_rows, found.sampled) == ("pair", 30, 30, 30)
+    assert found.serves == {"ranked": 30, "pair": 30, "thumbs": 60, "demonstration": 30}
+    assert found.content.raw == Count(30, 30)
+    assert found.copies.repeated == Count(0, 30)
+    assert found.lengths.prompt.median == pytest.approx(len(sentence(1)), abs=15)
+
+
+def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Path):
+    good, bad = sentence(501), sentence(502)
+    rows = [pair(number) for number in range(20)]
+    rows += [pair(50, good, bad) | {"who": "a"}, pair(50, bad, good) | {"who": "b"}, pair(51) | {"who": "a"}, pair(51) | {"who": "b"}]
+    rows += [pair(3), pair(3)]  # the same in every column
+    found = looked(tmp_path, rows)
+    assert (found.agreement.agree, found.agreement.couples, found.agreement.judged, found.agreement.contradicted) == (1, 2, 2, 1)
+    assert found.copies.repeated == Count(3, 26)
+
+
+def test_votes_agree_within_rows(tmp_path: Path):
+    def voted(number: int, *votes: int) -> dict[str, Any]:
+        answers = {"instruction": sentence(number), "response1": sentence(number + 100), "response2": sentence(number + 200)}
+        return answers | {f"annotator{place}": vote for place, vote in enumerate(votes, 1)}
+
+    found = looked(tmp_path, [voted(1, 1, 1, 1), voted(2, 2, 2, 1), voted(3, 1, 0, 1), voted(4, 0, 0, 0)])
+    assert found.voters
+    assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
+    assert (found.agreement.judged, found.agreement.contradicted) == (3, 1)
+    assert found.passed == {"tie": 1}
+
+
+def test_blank_and_same_answers_are_faults_and_ties_are_not(tmp_path: Path):
+    rows = [pair(number) for number in range(6)]
+    rows += [{**pair(7), "chosen": " "}, {**pair(8), "chosen": "x", "rejected": "x"}]
+    found = looked(tmp_path, rows)
+    assert found.faults == {"blank_answer": 1, "same_answers": 1}
+    assert found.num_examples == 6
+
+
+def test_the_longer_answer_wins(tmp_path: Path):
+    found = looked(tmp_path, [pair(n, sentence(n + 100, 20), sentence(n + 200, 10)) for n in range(40)])
+    assert found.lengths.longer_chosen == Count(40, 40)
+    assert found.lengths.ratio == pytest.approx(2, abs=0.2)
+    assert signs.is_longer_better(found)
+    mixed = looked(tmp_path, [pair(n, sentence(n + 100, 20 if n % 2 else 10), sentence(n + 200, 10 if n % 2 else 20)) for n in range(40)])
+    assert mixed.lengths.longer_chosen == Count(20, 40)
+    assert not signs.is_longer_better(mixed)
+
+
+def test_small_edits_are_seen(tmp_path: Path):
+    def edited(number: int) -> dict[str, Any]:
+        words = [f"{number}w{place}" for place in range(60)]
+        return pair(number, " ".join(words), " ".join([*words[:30], "changed", *words[31:]]))
+
+    found = looked(tmp_path, [edited(number) for number in range(8)] + [pair(number) for number in range(20, 22)])
+    assert found.alike == Count(8, 10)
+
+
+def test_near_copies_of_prompts_and_openings_on_both_sides(tmp_path: Path):
+    def asked(number: int, last: str) -> dict[str, Any]:
+        return {**pair(number), "prompt": f"{sentence(900, 80)} {last}"}
+
+    # All openings but one are near copies of each other, so every one of them that is held out leaks.
+    found = looked(tmp_path, [asked(number, f"number{number}") for number in range(40)] + [pair(500)], eval_fraction=0.3)
+    assert found.copies.near_prompts == Count(39, 41)
+    assert found.copies.leaks.of >= 3
+    assert found.copies.leaks.num >= found.copies.leaks.of - 1
+    clean = looked(tmp_path, [pair(number) for number in range(40)], eval_fraction=0.3)
+    assert clean.copies.near_prompts.num == clean.copies.leaks.num == 0
+
+
+def test_leaks_into_held_out_data_that_is_given(tmp_path: Path):
+    held = written(tmp_path, [pair(0), pair(1), pair(100)], "held.jsonl")
+    found = looked(tmp_path, [pair(number) for number in range(10)], eval_data=[held])
+    assert found.copies.leaks == Count(2, 3)
+    assert found.has_eval
+
+
+def test_thumbs_rankings_and_demonstrations(tmp_path: Path):
+    thumbs = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100), "label": n % 4 == 0} for n in range(20)])
+    assert (thumbs.kind, thumbs.counts.num_up, thumbs.counts.num_down) == ("thumbs", 5, 15)
+    assert thumbs.serves == {"thumbs": 20, "demonstration": 5}
+    ranked = looked(
+        tmp_path,
+        [{"prompt": sentence(n), "completions": [sentence(n * 3 + k + 100) for k in range(3)], "ranks": [1, 2, 3]} for n in range(9)],
+    )
+    assert (ranked.kind, ranked.num_examples, ranked.serves["pair"]) == ("ranked", 9, 27)
+    assert ranked.alike == Count(0, 27)
+    demonstrations = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(7)])
+    assert (demonstrations.kind, demonstrations.serves) == ("demonstration", {"demonstration": 7})
+
+
+def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Path):
+    pairs = written(tmp_path, [pair(number) for number in range(5)], "pairs.jsonl")
+    thumbs = written(tmp_path, [{"prompt": sentence(9), "completion": sentence(8), "label": 1}], "thumbs.jsonl")
+    found = look(AdviseSettings(data=[pairs, thumbs]))
+    assert found.kind == "thumbs"
+    assert found.serves == {"thumbs": 11, "demonstration": 6}
+    assert (found.counts.num_up, found.counts.num_down) == (6, 5)
+
+
+def test_prompts_alone_are_told_from_columns_that_need_a_name(tmp_path: Path):
+    found = looked(tmp_path, [{"prompt": sentence(n), "instruction_id_list": ["length"]} for n in range(5)])
+    assert found.kind == "prompts"
+    assert signs.can_be_checked(found) == "all 5 rows name constraints that a program can check"
+    with pytest.raises(DataError, match=r"perhaps: columns: \{completion: answer\}"):
+        looked(tmp_path, [{"prompt": sentence(n), "answer": sentence(n + 100)} for n in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [("So 3 + 4 = 7.\n#### 7", "numeric"), (r"Hence \boxed{\frac{1}{2}}", "numeric"), ("```python\nprint(1)\n```", "code")],
+)
+def test_answers_that_a_program_could_check(tmp_path: Path, answer: str, where: str):
+    found = looked(tmp_path, [{"prompt": sentence(n), "completion": f"{sentence(n + 50)} {answer}"} for n in range(6)])
+    assert getattr(found.content, where) == Count(6, 6)
+
+
+def test_scripts_and_broken_characters(tmp_path: Path):
+    rows = [{"prompt": "你好吗", "completion": "我很好"}, {"prompt": "hello", "completion": "itâ€™s"}]
+    found = looked(tmp_path, rows)
+    assert found.content.broken == Count(1, 2)
+    han, latin = 6, len("helloitâs")
+    assert found.content.scripts == {"Latin": pytest.approx(latin / (latin + han)), "Han": pytest.approx(han / (latin + han))}
+
+
+def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_path: Path):
+    rows = [{**pair(number, rejected=sentence(5000 + number)), "prompt": sentence(number % 100, 5 + number % 100)} for number in range(600)]
+    found = looked(tmp_path, rows, sample=60)
+    assert found.num_examples == 600
+    assert 30 <= found.sampled <= 60
+    assert found.sampled % 6 == 0
+    again = looked(tmp_path, rows, sample=60)
+    assert again == found
+    assert looked(tmp_path, rows, sample=60, seed=1).lengths != found.lengths
+
+
+def test_one_prompt_alone_may_fill_the_sample(tmp_path: Path):
+    found = looked(tmp_path, [{**pair(number), "prompt": "the same"} for number in range(40)], sample=10)
+    assert (found.num_examples, found.sampled) == (40, 10)
+
+
+def test_from_python(tmp_path: Path):
+    advice = prefopt.advise(written(tmp_path, [pair(number) for number in range(30)]))
+    assert advice.method == "ipo"
+    assert advice.config["batch_size"] == 8
+    assert advice.facts.num_examples == 30
+    assert any("30 pairs" in line for line in advice.lines)
+    json.dumps(advice.to_dict())
+    with pytest.raises(ConfigError, match=r"modell: no such setting \(did you mean model\?\)"):
+        prefopt.advise("x.jsonl", modell="m")
+    with pytest.raises(ConfigError, match="memory say something about a model: give model too"):
+        prefopt.advise("x.jsonl", memory="8GB")
+    with pytest.raises(ConfigError, match="on_bad_row is not for advice"):
+        prefopt.advise("x.jsonl", on_bad_row="drop")
