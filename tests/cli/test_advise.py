@@ -127,6 +127,7 @@ def test_figures_of_a_model_are_means_over_tokens():
         (("none.jsonl",), "none.jsonl does not exist"),
         (("x.jsonl", "--have", "luck"), "--have"),
         (("x.jsonl", "--memory", "8GB"), "memory say something about a model: give model too"),
+        (("-", "--model", "m"), "standard input (`-`) can be read once: give a file"),
         (("x.jsonl", "--on-bad-row", "drop"), "--on-bad-row: no such flag"),
         (("x.jsonl", "--sample", "1"), "--sample: must be greater than or equal to 10"),
     ],

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from prefopt.pipeline.advise import choices, signs
 from prefopt.pipeline.advise.decide import Decision, decide
 from prefopt.pipeline.advise.facts import Content, Copies, Count, Facts, Lengths, Model, Said, Spread, Way, percent
 from prefopt.pipeline.advise.noise import Agreement, of_most
-from prefopt.pipeline.advise.page import yaml_of
+from prefopt.pipeline.advise.page import commands, yaml_of
 from prefopt.pipeline.advise.rules import RULES, Rule, good_for
 from prefopt.pipeline.advise.settings import AdviseSettings
 
@@ -273,6 +274,22 @@ def test_held_out_data_that_is_given_is_used_and_nothing_is_held_out_beside_it()
     config = decided(facts(has_eval=True), eval_data=["held.jsonl"]).config
     assert config["eval_data"] == ["held.jsonl"]
     assert "eval_fraction" not in config
+
+
+def test_where_a_run_takes_several_gpus_the_command_starts_them():
+    shared = Way("full", True, "30.0 GB", {"parallel": "fsdp"}, gpus=4)
+    decision = decided(facts(model=model(ways=(shared,), chosen="full")))
+    assert decision.config["parallel"] == "fsdp"
+    assert "  torchrun --nproc-per-node 4 -m prefopt train --config a.yaml" in commands(
+        decision, Path("a.yaml"), written=True, has_model=True
+    )
+    assert decision.sweep == ""
+
+
+def test_where_nothing_is_trained_nothing_is_set():
+    decision = decided(facts("prompts", 30, content=content(raw=Count(30, 30), broken=Count(1, 30)), model=model(ways=(), chosen="")))
+    assert decision.config == {}
+    assert [verdict.rule.name for verdict in decision.others] == ["data-broken"]
 
 
 def test_the_sweep_stays_within_what_is_usual():

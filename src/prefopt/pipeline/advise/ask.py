@@ -29,7 +29,7 @@ from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.advise.facts import Count, Facts, Lengths, Model, Said, Way
 from prefopt.pipeline.advise.gauge import in_tokens
 from prefopt.pipeline.advise.settings import AdviseSettings
-from prefopt.pipeline.plan import plan
+from prefopt.pipeline.plan import CUDA_ITSELF, plan
 from prefopt.pipeline.plan_settings import PlanSettings
 from prefopt.training.cut import cut, needed_positions
 from prefopt.training.memory.available import available_memory
@@ -122,6 +122,7 @@ def _ways(settings: AdviseSettings, facts: Facts, name: str, data: Mapping[str, 
     own = {} if facts.kind == "prompts" else dict(data)
     said: list[str] = []
     found = plan(PlanSettings.model_validate({"method": method, "model": name, **of_machine, **own}), said.append, timed=False)
+    taken = found.process or CUDA_ITSELF  # a process on a CPU holds something in any case
     ways = []
     for way in found.ways:
         changes = dict(way.fit.changes)
@@ -129,7 +130,7 @@ def _ways(settings: AdviseSettings, facts: Facts, name: str, data: Mapping[str, 
             changes["lora_rank"] = way.fit.settings.lora_rank
         if way.fit.settings.load_in_4bit:
             changes["load_in_4bit"] = True
-        ways.append(Way(way.name, way.fit.fits, size(way.fit.estimate.total + found.process), changes))
+        ways.append(Way(way.name, way.fit.fits, size(way.fit.estimate.total + taken), changes, way.fit.gpus))
     room = next((line.removeprefix("memory: ") for line in said if line.startswith("memory: ")), "")
     return tuple(ways), found.chosen.name if found.chosen else "", room
 

@@ -1,7 +1,7 @@
 """Rules applied to facts: what is advised, and the settings that come of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Decision:
         reasons: setting -> why it is so, in a sentence.
         left: setting that is left to the run -> what the run will do.
         sweep: command that compares values of β, where the method has one.
+        gpus: how many share the run.
     """
 
     better: tuple[Verdict, ...]
@@ -65,6 +66,7 @@ class Decision:
     reasons: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
     sweep: str = ""
+    gpus: int = 1
 
     def of(self, topic: Topic) -> tuple[Verdict, ...]:
         """The rows of a topic that hold."""
@@ -81,6 +83,7 @@ class Decision:
             "reasons": dict(self.reasons),
             "left": dict(self.left),
             "sweep": self.sweep,
+            "gpus": self.gpus,
         }
 
 
@@ -98,8 +101,8 @@ def decide(settings: AdviseSettings, facts: Facts) -> Decision:
     # Where two rows name one method for other reasons, the first says it.
     also = [verdict for verdict in on_method[place + 1 :] if verdict.rule.method != on_method[place].rule.method]
     decision = Decision(tuple(on_method[:place]), on_method[place], tuple(also), tuple(others))
-    if decision.method.rule.method is None:
-        return decision
+    if decision.method.rule.method is None:  # nothing is run, so there is nothing to set
+        return replace(decision, others=tuple(verdict for verdict in others if verdict.rule.topic == "data"))
     return _with_config(settings, facts, decision, decision.method.rule.method)
 
 
@@ -138,8 +141,9 @@ def _with_config(settings: AdviseSettings, facts: Facts, decision: Decision, nam
     values = with_stages(facts, stages, values, own, reasons)
     values = {"model": settings.model, **values} if settings.model else values
     check_config({"model": PLACEHOLDER, **values})
-    sweep = "" if len(stages) > 1 or "beta" not in own else sweep_of(kind, own["beta"])
-    return Decision(decision.better, decision.method, decision.also, decision.others, values, reasons, left_out(facts, kind), sweep)
+    gpus = 1 if facts.model is None else next((way.gpus for way in facts.model.ways if way.name == facts.model.chosen), 1)
+    sweep = "" if gpus > 1 or len(stages) > 1 or "beta" not in own else sweep_of(kind, own["beta"])
+    return Decision(decision.better, decision.method, decision.also, decision.others, values, reasons, left_out(facts, kind), sweep, gpus)
 
 
 def is_default(name: str, value: object) -> bool:

@@ -143,6 +143,7 @@ class Way:
     fits: bool
     peak: str
     changes: Mapping[str, Any]
+    gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True)

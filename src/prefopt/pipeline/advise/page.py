@@ -175,8 +175,9 @@ def _model(model: Model) -> Iterator[tuple[str, str]]:
         yield "its view", f"{cost}{prefers} ({said.num:,} examples)"
     yield "memory", model.room
     for way in model.ways:
+        fits = ("fits" if way.gpus == 1 else f"fits on {way.gpus} GPUs") if way.fits else "does not fit"
         with_ = ", ".join(f"{name} {value}" for name, value in way.changes.items())
-        yield "", f"{way.name}: {way.peak}, {'fits' if way.fits else 'does not fit'}{f' with {with_}' if with_ else ''}"
+        yield "", f"{way.name}: {way.peak}, {fits}{f' with {with_}' if with_ else ''}"
 
 
 def _advice(decision: Decision) -> list[str]:
@@ -254,7 +255,8 @@ def commands(decision: Decision, path: Path, *, written: bool, has_model: bool) 
         return []
     model = "" if has_model else " --model MODEL"
     lines = ["", f"settings: {path}"] if written else ["", f"--write {path} keeps these settings; then"]
-    lines += [f"  prefopt train --config {path}{model}"]
+    launcher = f"torchrun --nproc-per-node {decision.gpus} -m prefopt" if decision.gpus > 1 else "prefopt"
+    lines += [f"  {launcher} train --config {path}{model}"]
     return lines + ([f"  {decision.sweep}{path}{model}"] if decision.sweep else [])
 
 

@@ -61,6 +61,12 @@ with warnings.catch_warnings():
             return value
 
         @model_validator(mode="after")
+        def _standard_input_is_read_once(self) -> "AdviseSettings":
+            if self.model is not None and any(item.partition(":")[0] == "-" for item in (*self.data, *self.eval_data)):
+                raise ValueError("with a model the data is read twice, and standard input (`-`) can be read once: give a file")
+            return self
+
+        @model_validator(mode="after")
         def _bad_rows_are_counted(self) -> "AdviseSettings":
             if "on_bad_row" in self.model_fields_set:
                 raise ValueError("on_bad_row is not for advice, which counts bad rows and goes on: leave it out")
