@@ -88,7 +88,7 @@ def test_a_model_of_which_there_is_the_config_only_is_not_asked(tmp_path: Path, 
             (folder / file.name).write_bytes(file.read_bytes())
     said = prefopt("advise", written(tmp_path, pairs()), "--model", str(folder)).check()
     assert said.code == 0, said.err
-    assert "its view    not asked: " in said.out
+    assert "its view     not asked: " in said.out
 
 
 def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folder: Callable[..., Path]):

@@ -45,7 +45,7 @@ def trained_on(facts: Facts) -> int:
 
 def steps_of_default(facts: Facts) -> int:
     """Optimizer steps of a run with the default batch."""
-    return math.ceil(trained_on(facts) * epochs(facts) / default("batch_size"))
+    return math.ceil(trained_on(facts) * epochs(facts) / int(default("batch_size")))
 
 
 def batch_size(facts: Facts) -> int:
@@ -54,7 +54,7 @@ def batch_size(facts: Facts) -> int:
     if steps_of_default(facts) >= ENOUGH_STEPS:
         return usual
     most = trained_on(facts) * epochs(facts) / ENOUGH_STEPS
-    return max(SMALLEST_BATCH, min(usual, 2 ** int(math.log2(max(most, 1)))))
+    return max(SMALLEST_BATCH, min(usual, 1 << int(math.log2(max(most, 1)))))
 
 
 def num_steps(facts: Facts) -> int:
@@ -74,7 +74,7 @@ def held_out(facts: Facts) -> float:
 
 def max_length(facts: Facts) -> int:
     """The next power of two that ninety-nine in a hundred examples fit in, as far as the model reads."""
-    wanted = 2 ** math.ceil(math.log2(max(facts.lengths.uncut, 2 * DataSettings.model_fields["max_length"].default)))
+    wanted = 1 << math.ceil(math.log2(max(facts.lengths.uncut, 2 * DataSettings.model_fields["max_length"].default)))
     context = facts.model.context if facts.model is not None else None
     return min(wanted, context) if context else wanted
 
