@@ -120,6 +120,22 @@ def test_figures_of_a_model_are_means_over_tokens():
     assert ask.said_of(sums, []) is None
 
 
+def test_a_micro_batch_holds_the_longest_ranking():
+    assert ask.with_room_for({"max_tokens": 2048, "lora_rank": 16}, 3000) == {"max_tokens": 3000, "lora_rank": 16}
+    assert ask.with_room_for({"max_tokens": 4096}, 3000) == {"max_tokens": 4096}
+    assert ask.with_room_for({}, 3000) == {}
+
+
+def test_rankings_are_asked_about_as_they_are(tmp_path: Path, model_folder: Callable[..., Path]):
+    rows = [{"prompt": f"How wide is sea {n}?", "completions": [f" {n}.", " 1.", " 2."], "scores": [3, 2, 1]} for n in range(3, 13)]
+    config, out = tmp_path / "advice.yaml", tmp_path / "run"
+    said = prefopt("advise", written(tmp_path, rows), "--model", str(model_folder()), "--write", str(config)).check()
+    assert said.code == 0, said.err
+    assert read_yaml(config)["dpo"]["plackett_luce"] is True
+    ran = prefopt("train", "--config", str(config), "--out", str(out), "--samples", "0", "--max-steps", "2").check()
+    assert ran.code == 0, ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -74,7 +74,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
     ),
     "method-can-be-checked-grpo": (
         facts("demonstration", content=content(numeric=Count(4900, 5000))),
-        "4,900 of 5,000 good answers (98 %) end in a number that could be checked",
+        "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
         {"method": "sft"},
     ),
     "method-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),

@@ -65,7 +65,7 @@ LOOKS: tuple[tuple[str, str], ...] = (
     ),
     (
         "texts",
-        "scripts; final numbers (`####`, `\\boxed{}`), code, tests, names of constraints, right answers in a column; lost characters",
+        "scripts; final answers (`####`, `\\boxed{}`), code, tests, names of constraints, right answers in a column; lost characters",
     ),
     (
         "the model",

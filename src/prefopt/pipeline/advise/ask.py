@@ -40,8 +40,6 @@ from prefopt.trees import PromptTree
 METHOD_OF: Mapping[Kind, str] = {"pair": "dpo", "ranked": "dpo", "thumbs": "kto", "demonstration": "sft"}
 """Whose memory is looked at; methods on one kind of data differ little."""
 
-READ_AS: Mapping[Kind, Kind] = {"pair": "pair", "ranked": "pair", "thumbs": "thumbs", "demonstration": "demonstration"}
-
 POSITIONS = 4096
 """Positions of a forward pass; longer examples are not asked about."""
 
@@ -69,8 +67,11 @@ def ask(settings: AdviseSettings, facts: Facts, name: str) -> Facts:
     dataset: Dataset | None = None
     data = data_settings(settings, replace(facts, model=model))
     if facts.kind != "prompts":
-        dataset = _load(data, tokenizer, READ_AS[facts.kind], context)
+        dataset = _load(data, tokenizer, facts.kind, context)
     ways, chosen, room = _ways(settings, facts, name, data)
+    if dataset is not None:
+        longest = int(needed_positions(Sizes.of(dataset.trees), "flat").max())
+        ways = tuple(replace(way, changes=with_room_for(way.changes, longest)) for way in ways)
     model = replace(model, ways=ways, chosen=chosen, room=room)
     if dataset is None:
         return replace(facts, model=model)
@@ -133,6 +134,11 @@ def _ways(settings: AdviseSettings, facts: Facts, name: str, data: Mapping[str, 
         ways.append(Way(way.name, way.fit.fits, size(way.fit.estimate.total + taken), changes, way.fit.gpus))
     room = next((line.removeprefix("memory: ") for line in said if line.startswith("memory: ")), "")
     return tuple(ways), found.chosen.name if found.chosen else "", room
+
+
+def with_room_for(changes: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """The changes with micro-batches that hold the longest example: a ranking is longer than the pairs that memory is planned for."""
+    return {**changes, "max_tokens": max(longest, changes["max_tokens"])} if "max_tokens" in changes else dict(changes)
 
 
 def _lengths(facts: Facts, dataset: Dataset) -> Lengths:

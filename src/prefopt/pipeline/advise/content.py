@@ -15,8 +15,8 @@ SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hang
 LOOKED_AT = 2000
 """Characters of a text whose script is looked at."""
 
-NUMERIC = re.compile(r"(?:####\s*|\\boxed\s*\{\s*|answer(?: is|:)\s*\**\s*\$?)-?[\d.,/\\$ ]*\d", re.IGNORECASE)
-"""A final answer that is a number: after `####` as in GSM8K, in `\\boxed{}` as in MATH, or said to be the answer."""
+FINAL = re.compile(r"\\boxed\s*\{|(?:####\s*|answer(?: is|:)\s*\**\s*\$?)-?[\d.,/\\$ ]*\d", re.IGNORECASE)
+"""A final answer: in `\\boxed{}` as in MATH; a number after `####` as in GSM8K, or one that is said to be the answer."""
 
 AT_THE_END = 200
 """Last characters of an answer among which a final one is looked for."""
@@ -63,9 +63,9 @@ def scripts_of(texts: Iterable[str]) -> dict[str, float]:
     return {script: number / total for script, number in counted.most_common()}
 
 
-def ends_in_a_number(answer: str) -> bool:
-    """Whether the answer ends with a final number that could be compared with the right one."""
-    return NUMERIC.search(answer[-AT_THE_END:]) is not None
+def ends_in_an_answer(answer: str) -> bool:
+    """Whether the answer ends with a final one that could be compared with the right one."""
+    return FINAL.search(answer[-AT_THE_END:]) is not None
 
 
 def has_code(answer: str) -> bool:

@@ -133,7 +133,7 @@ def _with_config(settings: AdviseSettings, facts: Facts, decision: Decision, nam
     if settings.eval_fraction:
         shared["eval_fraction"] = settings.eval_fraction
     take(shared, "held-out figures say when it has been enough")
-    take({"epochs": float(epochs(facts))}, "one pass is usual: margins go on growing on what has been seen, and say nothing new")
+    take({"epochs": float(epochs(facts))}, "one pass to begin with: held-out figures say whether another pays")
     for verdict in decision.others:
         found = verdict.rule.settings(facts)
         news = {key: value for key, value in found.items() if key not in settings.model_fields_set and not is_default(key, value)}

@@ -120,7 +120,7 @@ class Content:
     Attributes:
         scripts: script -> share of all letters.
         broken: texts with characters that were lost or mistaken.
-        numeric, code: good answers that end in a number; that hold code.
+        numeric, code: good answers that end in a final answer, a number or in a box; that hold code.
         tests, instructions, truths: rows with tests of code, with names of constraints, with the right answer.
         raw: examples that are plain text, not a chat.
     """

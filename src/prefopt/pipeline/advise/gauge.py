@@ -172,7 +172,7 @@ def content_of(examples: Sequence[Example], num_rows: int, tests: int, instructi
     return Content(
         content.scripts_of(texts),
         Count(sum(map(content.is_broken, texts)), len(texts)),
-        Count(sum(map(content.ends_in_a_number, good)), len(good)),
+        Count(sum(map(content.ends_in_an_answer, good)), len(good)),
         Count(sum(map(content.has_code, good)), len(good)),
         Count(tests, num_rows),
         Count(instructions, num_rows),

@@ -148,7 +148,7 @@ def _content(facts: Facts) -> Iterator[tuple[str, str]]:
         more = f", {others} more below {percent(RARE)} each" if others else ""
         yield "scripts", f"{', '.join(f'{script} {percent(share)}' for script, share in named.items())}{more} of all letters"
     checks = [
-        (f"{found.numeric:good answers} end in a number", found.numeric),
+        (f"{found.numeric:good answers} end in a final answer", found.numeric),
         (f"{found.code:good answers} hold code", found.code),
         (f"{found.tests:rows} bring tests", found.tests),
         (f"{found.instructions:rows} name constraints that a program can check", found.instructions),
@@ -176,7 +176,7 @@ def _model(model: Model) -> Iterator[tuple[str, str]]:
     yield "memory", model.room
     for way in model.ways:
         fits = ("fits" if way.gpus == 1 else f"fits on {way.gpus} GPUs") if way.fits else "does not fit"
-        with_ = ", ".join(f"{name} {value}" for name, value in way.changes.items())
+        with_ = ", ".join(f"{name} {plain_value(value)}" for name, value in way.changes.items())
         yield "", f"{way.name}: {way.peak}, {fits}{f' with {with_}' if with_ else ''}"
 
 

@@ -92,7 +92,7 @@ def can_be_checked(facts: Facts) -> str:
     """A program could tell right answers from wrong."""
     found = facts.content
     if found.numeric.share >= MOSTLY:
-        return f"{found.numeric:good answers} end in a number that could be checked"
+        return f"{found.numeric:good answers} end in a final answer that could be checked"
     if found.tests.share >= MOSTLY:
         return f"{found.tests:rows} bring tests"
     if found.instructions.share >= MOSTLY:
