@@ -13,8 +13,8 @@ ABOUT = """# Choosing a method, and its settings
 
 ```
 prefopt advise pairs.jsonl
-prefopt advise pairs.jsonl --model MODEL --memory 24GB --write advice.yaml
-prefopt train --config advice.yaml
+prefopt advise pairs.jsonl --model MODEL --memory 24GB --write run.yaml
+prefopt train --config run.yaml
 ```
 
 `prefopt advise` looks at data and says which method, which β, which learning rate, how many epochs, all weights or an adapter, and why:
