@@ -7,6 +7,7 @@ way to compute that.
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -377,6 +378,28 @@ def test_on_a_cpu_attention_is_float32_at_least_and_gives_back_what_the_values_w
     expected, _ = tree_attention(nn.Identity(), *(row.double() for row in exact), None, tree_layout=layout)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, expected.bfloat16())  # nothing is rounded on the way
+
+
+def test_on_a_cpu_a_long_stretch_is_computed_in_what_autocast_says(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, torch.dtype]] = []
+    kernel = attention.scaled_dot_product_attention
+
+    def run(query: Tensor, *arguments: Any, **others: Any) -> Tensor:
+        seen.append((query.shape[2], query.dtype))
+        return kernel(query, *arguments, **others)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", run)
+    monkeypatch.setattr(attention, "LONG_STRETCH", 7)
+    rows = [torch.randn(1, 2, 15, 8) for _ in range(3)]
+    layout = layout_of([(3, (4, 2)), (2, (4,))])
+    exact, _ = tree_attention(nn.Identity(), *rows, None, tree_layout=layout)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = tree_attention(nn.Identity(), *rows, None, tree_layout=layout)
+    single, half = torch.float32, torch.bfloat16
+    assert seen == [(7, single), (2, single), (6, single), (7, half), (2, single), (6, single)]
+    assert out.dtype == exact.dtype == single
+    torch.testing.assert_close(out, exact, rtol=0, atol=0.03)
+    assert torch.equal(out[:, 7:], exact[:, 7:])
 
 
 @pytest.mark.parametrize(("window", "passed_on"), [(None, None), (6, 6), (7, None), (100, None)])

@@ -57,7 +57,7 @@ class Case:
     def state(self, trees: list[PromptTree]) -> dict[str, float]:
         """A state in which a run may be, not the one in which all is 0."""
         method = self.method()
-        state = method.initial_state(trees)
+        state = method.state_from(trees)
         return {key: value if self.name == "kto" else 0.4 + 0.3 * place for place, (key, value) in enumerate(state.items())}
 
 
@@ -215,7 +215,7 @@ def test_at_the_reference_it_is_finite_and_the_figures_are_zero(make_model, case
     trees = case.trees(6)
     one = trainer(make_model, case.method())
     same = replace(one, reference=FrozenCopy.of(one.policy)) if one.reference is not None else one
-    result, norm = same.step(trees, 0, same.method.initial_state(trees))
+    result, norm = same.step(trees, 0, same.method.state_from(trees))
     assert math.isfinite(result.loss)
     assert math.isfinite(norm)
     if one.reference is not None:
@@ -261,8 +261,8 @@ def test_weight_zero_equals_absent(make_model, name: str, settings: dict[str, An
     base, other = Case(name, settings), Case(name, {**settings, **nothing})
     trees = pairs(6)
     one, two = trainer(make_model, base.method()), trainer(make_model, other.method())
-    result, _ = one.step(trees, 0, one.method.initial_state(trees))
-    other_result, _ = two.step(trees, 0, two.method.initial_state(trees))
+    result, _ = one.step(trees, 0, one.method.state_from(trees))
+    other_result, _ = two.step(trees, 0, two.method.state_from(trees))
     same_gradients(one, two)
     assert result.loss == pytest.approx(other_result.loss, rel=1e-12)
     assert result.metrics == pytest.approx(other_result.metrics, rel=1e-9)

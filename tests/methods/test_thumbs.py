@@ -94,7 +94,7 @@ def test_z0_is_the_mean_over_partners_and_at_least_nothing(make_model):
     batch = pack(partners, sharing="flat")
     with torch.no_grad():
         ratios = one.policy(batch).sum() - one.reference.logps(batch).sum()
-    state = case.method().initial_state(trees)
+    state = case.method().state_from(trees)
     assert one.evaluate(trees, state).figures["z0"] == pytest.approx(max(0.0, float(ratios.mean())))
     # policy and reference exchanged: every log-ratio has the other sign
     other = replace(one, policy=one.reference.policy, wrapped=one.reference.policy, reference=type(one.reference)(one.policy))
@@ -106,7 +106,7 @@ def test_partners_add_nothing_to_the_loss_but_z0(make_model):
     case = Case("kto", {"beta": 0.3})
     one = trainer(make_model, case.method())
     trees = case.trees(6)
-    state = case.method().initial_state(trees)
+    state = case.method().state_from(trees)
     assert one.evaluate(trees, state).figures["logps/desirable"] == pytest.approx(
         trainer(make_model, Case("bco", {"unpaired": True}).method())
         .evaluate([case.method().in_loss(own) for own in trees], Case("bco", {}).method().initial_state())
@@ -135,7 +135,7 @@ def test_what_is_said_about_the_balance():
     assert "--desirable-weight 3 --undesirable-weight 1" in note
     assert said(balance=True) == ["thumbs: 2 up, 6 down; balanced by desirable_weight 3 and undesirable_weight 1"]
     assert "one kind only" in Case("kto", {}).method().remarks(trees[:2])[0]
-    assert Case("kto", {"balance": True}).method().initial_state(trees) == {"desirable_weight": 3.0, "undesirable_weight": 1.0}
+    assert Case("kto", {"balance": True}).method().state_from(trees) == {"desirable_weight": 3.0, "undesirable_weight": 1.0}
     weighted = [own.with_weight(3.0) if own.completions[0].label else own for own in trees]
     assert Case("kto", {}).method().remarks(weighted) == ()
 

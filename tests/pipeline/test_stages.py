@@ -67,7 +67,7 @@ def test_a_shared_key_of_one_method_is_no_mistake_for_the_others():
         ({"stages": []}, {}, "stages must list methods"),
         ({"stages": [1]}, {}, "stages must list methods"),
         ({"stages": None}, {}, "stages must list methods"),
-        ({"stages": ["sft", "dop"]}, {}, r"dop: no such method \(did you mean dpo\?\)"),
+        ({"stages": ["sft", "dpoo"]}, {}, r"dpoo: no such method \(did you mean dpo\?\)"),
         ({"stages": ["dpo", "dpo"]}, {}, r"each method stands once \(given: dpo, dpo\)"),
         ({"betta": 0.1}, {}, r"(?s)in the stage sft:.*betta: no such setting"),
         ({"dpo": {"betta": 0.1}}, {}, r"(?s)in the stage dpo:.*betta: no such setting \(did you mean beta\?\)"),

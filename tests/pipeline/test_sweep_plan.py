@@ -206,7 +206,7 @@ def test_files_of_other_kinds_are_named_as_such(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("dop", "beta=0.1,0.2"), "dop: no such method (did you mean dpo?)"),
+        (("dop", "beta=0.1,0.2"), "dop: no such method (did you mean dpop?)"),
         (("beta=0.1,0.2", "dpo", *NEEDED), "dpo: stands first: prefopt sweep METHOD"),
         (("beta=0.1,0.2", "beta=0.3", *NEEDED), "beta: is swept twice: give all values at once"),
         (("beta=0.1,,0.2", *NEEDED), "beta: one of its values is empty (given: 0.1, , 0.2)"),

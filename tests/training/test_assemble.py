@@ -64,5 +64,5 @@ def test_every_row_of_the_table_leads_to_its_method(row):
 
 
 def test_a_name_that_is_no_method_is_told_the_nearest():
-    with pytest.raises(ConfigError, match=r"dop: no such method \(did you mean dpo\?\). Methods: sft, dpo"):
-        method_named("dop")
+    with pytest.raises(ConfigError, match=r"dpoo: no such method \(did you mean dpo\?\). Methods: sft, dpo"):
+        method_named("dpoo")

@@ -20,7 +20,7 @@ from prefopt.training.assemble import method_named, settings_for
 from prefopt.training.combination import check_combination
 from prefopt.training.group.processes import ALONE, Processes
 from prefopt.training.memory.available import Available
-from prefopt.training.memory.check import MemoryCheck, estimate_memory
+from prefopt.training.memory.check import MemoryCheck, Micro, estimate_memory
 from prefopt.training.record.resume import FREE, ROUNDING
 from prefopt.training.settings import RunSettings
 
@@ -132,7 +132,7 @@ def test_the_memory_that_it_takes_is_that_of_the_packed_weights(model_folder: Ca
 def test_it_is_proposed_where_memory_lacks(model_folder: Callable[..., Path]):
     def remedies(**given: Any) -> list[str]:
         check = MemoryCheck(DPO(DPOSettings()), settings(model_folder(), **given), 1, CPU, Available(1000, "of this machine"))
-        return [words for words, *_ in check._remedies(512)]
+        return [words for words, *_ in check._remedies(Micro(512, (40, 20, 20), accumulates=False))]
 
     assert "--load-in-4bit on" in remedies(lora_rank=4)
     assert "--load-in-4bit on" not in remedies() + remedies(lora_rank=4, load_in_4bit=True) + remedies(lora_rank=4, parallel="fsdp")

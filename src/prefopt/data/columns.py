@@ -7,7 +7,9 @@ from typing import Any
 from prefopt.data.examples import Conversation, Fields, Message, conversation_of, kind_of, text_of
 from prefopt.data.rows import RowFault, clip
 
-SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+"""Where a turn of an HH transcript begins. The first turn may come without line breaks, and is given its own: one literal is found four
+times as fast as a choice of two openings."""
 
 PROMPTS = ("prompt", "instruction", "question")
 """What a prompt may be called where several names are read."""
@@ -20,7 +22,7 @@ def is_text(value: object) -> bool:
 
 def is_transcript(value: object) -> bool:
     """A text that begins with a speaker of HH."""
-    return isinstance(value, str) and SPEAKER.match(value) is not None
+    return isinstance(value, str) and value.removeprefix("\n\n").startswith(("Human:", "Assistant:"))
 
 
 def is_turns(value: object) -> bool:
@@ -123,7 +125,7 @@ def transcript(text: str, name: str) -> Conversation:
     Raises:
         RowFault: it does not begin with a speaker, or has no turn of the assistant at its end.
     """
-    parts = SPEAKER.split(text)
+    parts = SPEAKER.split(f"\n\n{text}")
     if parts[0].strip() or len(parts) == 1:
         raise RowFault("wrong_type", f"`{name}` does not begin with `\\n\\nHuman:` or `\\n\\nAssistant:` but with {clip(text[:40])}")
     speakers = {"Human": "user", "Assistant": "assistant"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.config import printable
 from prefopt.data.paths import at_home
 
 WRITTEN = re.compile(r"(?P<name>.+?)(?::(?P<times>\d+(?:\.\d*)?|\.\d+))?(?::format=(?P<format>\w+))?", re.DOTALL)
@@ -71,7 +72,7 @@ def as_text(value: Any) -> Any:
     """
     if not isinstance(value, Mapping):
         return value
-    if unknown := [str(key) for key in value if key not in KEYS]:
+    if unknown := [printable(key) for key in value if key not in KEYS]:
         raise ValueError(f"a source has no {', '.join(unknown)}: give {', '.join(KEYS)}")
     path, weight, data_format = (value.get(key) for key in KEYS)
     if not isinstance(path, str | Path) or not str(path).strip():

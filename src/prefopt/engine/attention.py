@@ -27,6 +27,9 @@ from prefopt.engine.layout import FlatLayout
 TREE_ATTENTION = "prefopt_tree"
 """The name under which transformers knows it: `model.set_attn_implementation(TREE_ATTENTION)`."""
 
+LONG_STRETCH = 1024
+"""Tokens from which a stretch is computed in what autocast says on a CPU too: there bf16's backward pass takes a fifth less time."""
+
 SMALLEST_FLEX = 16
 """FlexAttention refuses heads that are narrower on CUDA; only toy models have them."""
 
@@ -82,8 +85,9 @@ def tree_attention(
     elif half and min(sizes) >= SMALLEST_FLEX:
         out = _flex(*arguments, softcap, s_aux)
     else:
+        long_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and not query.is_cuda else dtype
         with torch.autocast(query.device.type, enabled=False):  # it would take each stretch back to bf16
-            out = _per_tree(*arguments, softcap, s_aux)
+            out = _per_tree(*arguments, softcap, s_aux, long_dtype)
     return out[None].to(value.dtype), None
 
 
@@ -92,7 +96,7 @@ def compute_dtype(query: Tensor) -> torch.dtype:
 
     On a GPU what autocast says: position embeddings are float32 there, so that queries come as float32 and values as bf16, and the
     fast kernels take neither the one nor both. On a CPU float32 at least: exacter than bf16 and twice as fast, because its bf16
-    kernels are written anew for every length (docs/experiments.md).
+    kernels are written anew for every length (docs/experiments.md); where a stretch is long that does not matter (`LONG_STRETCH`).
     """
     if query.is_cuda:
         return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
@@ -111,6 +115,7 @@ def _per_tree(
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
+    long_dtype: torch.dtype,
 ) -> Tensor:
     """[H, T, E] -> [T, H, E], stretch by stretch: the prompt with its first completion, then each other completion."""
     # Split once: slicing the row per tree would fill a gradient of the whole row with zeros for every slice.
@@ -119,8 +124,10 @@ def _per_tree(
     for span in layout.spans:
         queries, keys, values = next(stretches)
         prompt_keys, prompt_values = keys[:, : span.prompt], values[:, : span.prompt]
-        mask = None if window is None else layout.first_branch_mask(queries.shape[1], window, query.dtype)
-        pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout))
+        if queries.shape[1] >= LONG_STRETCH and softcap is None and sinks is None:
+            queries, keys, values = (part.to(long_dtype) for part in (queries, keys, values))
+        mask = None if window is None else layout.first_branch_mask(queries.shape[1], window, queries.dtype)
+        pieces.append(_stretch(queries, keys, values, mask, scale, softcap, sinks, layout).to(query.dtype))
         for length in span.completions[1:]:
             queries, keys, values = next(stretches)
             mask = layout.later_branch_mask(span.prompt, length, window, query.dtype)

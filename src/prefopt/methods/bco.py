@@ -132,9 +132,9 @@ class BCO(PairMethod):
         """One tree per answer, where each has its thumb."""
         return SingleThumbs(trees) if self.settings.unpaired else super().arrange(trees, seed=seed)
 
-    def initial_state(self, trees: Sequence[PromptTree] = ()) -> State:
+    def initial_state(self) -> State:
         """Nothing is seen yet."""
-        return super().initial_state(trees) | dict.fromkeys(SEEN, 0.0)
+        return super().initial_state() | dict.fromkeys(SEEN, 0.0)
 
     def next_state(self, state: State, sums: Mapping[str, float]) -> State:
         """With the rewards of the step."""

@@ -152,16 +152,20 @@ class KTO(Method):
         """The partner alone."""
         return replace(tree, completions=tree.completions[-1:])
 
-    def initial_state(self, trees: Sequence[PromptTree] = ()) -> State:
+    def initial_state(self) -> State:
         """The weights of the two kinds, which do not change."""
-        settings = self.settings
-        found = balancing_weights(*counts(trees)) if settings.balance else (settings.desirable_weight, settings.undesirable_weight)
-        return dict(zip(("desirable_weight", "undesirable_weight"), found, strict=True))
+        return {"desirable_weight": self.settings.desirable_weight, "undesirable_weight": self.settings.undesirable_weight}
+
+    def state_from(self, trees: Sequence[PromptTree]) -> State:
+        """The same, chosen by their numbers where that is asked."""
+        if not self.settings.balance:
+            return self.initial_state()
+        return dict(zip(("desirable_weight", "undesirable_weight"), balancing_weights(*counts(trees)), strict=True))
 
     def remarks(self, trees: Sequence[PromptTree]) -> Sequence[str]:
         """How the kinds weigh against each other."""
         up, down = counts(trees)
-        weights = self.initial_state(trees)
+        weights = self.state_from(trees)
         found = f"thumbs: {up:g} up, {down:g} down"
         if isinstance(trees, WithPartners) and trees.has_one_prompt:
             found += "; all answer one prompt, so z0 is measured on answers to that prompt too"

@@ -184,13 +184,13 @@ class Method(ABC):
         """The part of an arranged tree that `statistics` reads."""
         return tree
 
-    def initial_state(self, trees: Sequence[PromptTree] = ()) -> State:
-        """What the method carries from step to step, before the first.
-
-        Args:
-            trees: the examples to train on, as `arrange` gave them.
-        """
+    def initial_state(self) -> State:
+        """What the method carries from step to step, before the first."""
         return {}
+
+    def state_from(self, trees: Sequence[PromptTree]) -> State:
+        """The same where it depends on the examples to train on, as `arrange` gave them."""
+        return self.initial_state()
 
     def next_state(self, state: State, sums: Mapping[str, float]) -> State:
         """The state after a step whose `LossOutput.state_sums` added up to `sums` over all processes."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from prefopt.config import describe, nearest
+from prefopt.config import describe, nearest, printable, shown
 from prefopt.methods.comparisons import Comparisons, best_of, pairs_of
 from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Setting, State, Term
 from prefopt.methods.options import WPO, FDivergence, LengthDesensitised, SFTWeight, is_number
@@ -113,17 +113,16 @@ def parts_of(mix: Mapping[str, Any]) -> list[tuple[float, PairMethod | None]]:
         own = dict(given) if isinstance(given, dict) else {"weight": given}
         weight = own.pop("weight", 1.0)
         if not is_number(weight) or weight < 0:
-            raise ValueError(f"the weight of {name} must be a number, 0 or more (given: {weight})")
+            raise ValueError(f"the weight of {printable(name)} must be a number, 0 or more (given: {shown(weight)})")
         if name == LIKELIHOOD:
             if own:
-                raise ValueError(f"{name} has no settings but its weight (given: {', '.join(map(str, own))})")
+                raise ValueError(f"{name} has no settings but its weight (given: {', '.join(map(printable, own))})")
             parts.append((float(weight), None))
             continue
         known = pair_methods()
         if name not in known:
-            raise ValueError(
-                f"{name} is no loss on pairs{nearest(str(name), [*known, LIKELIHOOD])}; there are {', '.join([*known, LIKELIHOOD])}"
-            )
+            names = [*known, LIKELIHOOD]
+            raise ValueError(f"{printable(name)} is no loss on pairs{nearest(str(name), names)}; there are {', '.join(names)}")
         if taken := [setting for setting in (*OF_THE_WHOLE, "plackett_luce", "unpaired") if setting in own]:
             raise ValueError(f"{taken[0]} is set for the whole mix, not for {name} in it")
         kind = known[name].settings_class
@@ -207,9 +206,9 @@ class PairMethod(Method):
             trees = trees if part is None else part.arrange(trees, seed=seed)
         return trees
 
-    def initial_state(self, trees: Sequence[PromptTree] = ()) -> State:
+    def initial_state(self) -> State:
         """What the losses of the mix carry, under their names."""
-        states = {part.name: part.initial_state(trees) for _, part in self.parts if part is not None}
+        states = {part.name: part.initial_state() for _, part in self.parts if part is not None}
         return {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
 
     def next_state(self, state: State, sums: Mapping[str, float]) -> State:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from prefopt.engine.batch import Sharing, TreeBatch, pack
 from prefopt.engine.head import HeadShape
+from prefopt.machine import keep_freed_memory
 from prefopt.models.load import Precision
 from prefopt.models.policy import EnginePath, Policy, plain_head_of
 from prefopt.models.settings import ModelSettings
@@ -177,6 +178,8 @@ def measure_pace(
     Raises:
         Exception: the model cannot be run so.
     """
+    if device.type == "cpu":
+        keep_freed_memory()  # as in training
     per_layer = sizes.times * sum(sizes.layer_flops(tree, sharing) for tree in trees) * (ROUNDS + 1) / (0.4 * rate)
     many = max(3, min(sizes.num_layers, int(SECONDS / per_layer))) if sizes.num_layers > 3 else sizes.num_layers
     few = 1 if many < sizes.num_layers else 0

@@ -126,7 +126,7 @@ class Runner:
         return self.opening | self._sum_up(course, seconds)
 
     def _start(self, stop: StopRequest) -> Course:
-        state = self.trainer.method.initial_state(self.data.train)
+        state = self.trainer.method.state_from(self.data.train)
         if self.trainer.reference is not None:
             self.opening["start_difference"] = check_start(
                 self.trainer.policy,
