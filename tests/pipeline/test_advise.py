@@ -17,38 +17,36 @@ from prefopt.methods.kto import STILL_BALANCED
 from prefopt.methods.table import METHODS
 from prefopt.pipeline.advise import choices, signs
 from prefopt.pipeline.advise.decide import Decision, decide
-from prefopt.pipeline.advise.facts import Content, Copies, Count, Facts, Lengths, Model, Said, Spread, Way, percent
+from prefopt.pipeline.advise.facts import Content, Count, Facts, Lengths, Model, Spread, Way, percent
 from prefopt.pipeline.advise.noise import Agreement, of_most
-from prefopt.pipeline.advise.page import commands, yaml_of
-from prefopt.pipeline.advise.rules import RULES, Rule, good_for
+from prefopt.pipeline.advise.page import commands, page, yaml_of
+from prefopt.pipeline.advise.rules import RULES, TOPICS, Rule
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 
 def facts(kind: str = "pair", num: int = 5000, **changes: Any) -> Facts:
     """Made-up facts about which no rule but the most general says anything."""
-    spread = Spread(10, 20, 30, 40, 50)
+    spread = Spread(20, 30, 40)
     none = Count(0, num)
     up_down = {"thumbs": (num // 2, num - num // 2)}.get(kind, (0, 0))
     base = Facts(
         kind=kind,  # type: ignore[arg-type]
         sources=(SourceSummary("data.jsonl", "made", "made up", "it is", num, ()),),
         num_rows=num,
-        serves={kind: num},  # type: ignore[dict-item]
         num_examples=num,
         faults={},
         passed={},
         sampled=num,
         counts=Counts(*up_down, branches=Counter({1 if kind in ("thumbs", "demonstration") else 2: num})),
         lengths=Lengths("characters", spread, spread, spread, 0.5, longer_chosen=Count(num // 2, num)),
-        copies=Copies(none, none, num, none, Count(0, 100), "the 5 % that seed 0 draws"),
-        content=Content({"Latin": 1.0}, none, none, none, none, none, none, none),
+        content=Content({"English": 1.0}, none, none, none, none, none, none, none, none, none),
     )
     return replace(base, **changes)
 
 
 def model(**changes: Any) -> Model:
     ways = (Way("full", True, "2.0 GB", {}), Way("LoRA 16", True, "1.0 GB", {"lora_rank": 16}))
-    base = Model("m", 2_000_000_000, False, True, 4096, ways, "full", "8.0 GB (as given)", Said(64, 1.5, 1.4, 1.7, Count(40, 64)))
+    base = Model("m", 2_000_000_000, False, True, 4096, ways, "full", "8.0 GB (as given)", 1.5, 32)
     return replace(base, **changes)
 
 
@@ -66,143 +64,106 @@ CHATS = content(raw=Count(0, 5000))
 NOISY = Agreement(164, 200, 150, 30)
 
 CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
-    "method-needs-shaping-ppo": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
-    "method-has-reward-model-ppo": (
-        facts(have=("reward-model",)),
-        "there is a strong reward model and time to sample, as you say",
-        {"method": "dpo"},
-    ),
-    "method-can-be-checked-grpo": (
-        facts("demonstration", content=content(numeric=Count(4900, 5000))),
-        "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
-        {"method": "sft"},
-    ),
-    "method-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),
-    "method-all-down": (facts("thumbs", counts=Counts(0, 7)), "7 thumbs down, none up", {}),
-    "method-all-up-sft": (facts("thumbs", counts=Counts(7, 0)), "7 thumbs up, none down", {"method": "sft"}),
-    "method-thumbs-kto": (facts("thumbs", counts=Counts(2600, 2400)), "2,600 thumbs up, 2,400 down", {"method": "kto", "beta": 0.1}),
-    "method-demonstrations-sft": (
-        facts("demonstration"),
-        "5,000 single answers, and nothing that says better or worse",
-        {"method": "sft", "epochs": 1.0},
-    ),
-    "method-ranked-dpo": (
-        facts("ranked", counts=Counts(branches=Counter({4: 3000, 2: 2000}))),
-        "3,000 of 5,000 prompts (60 %) have three ranked answers or more",
-        {"method": "dpo", "plackett_luce": True},
-    ),
-    "method-edited-dpop": (
-        facts(alike=Count(2000, 5000)),
-        "in 2,000 of 5,000 pairs (40 %) the two answers share most of their wording",
-        {"method": "dpop"},
-    ),
-    "method-noise-known-robust": (
-        facts(agreement=NOISY),
-        "verdicts on the same answers agree in 164 of 200 couples (82 %), so about 10 % of the verdicts are wrong",
-        {"method": "robust", "label_smoothing": 0.1},
-    ),
-    "method-noise-seen-dpo": (
-        facts(num=200, sampled=200, agreement=Agreement(0, 4, 4, 4)),
-        "4 of 200 pairs (2 %) stand against another with the same answers",
-        {"method": "dpo", "label_smoothing": 0.1},
-    ),
-    "method-are-few-pairs-ipo": (facts(num=400), "400 examples, fewer than 1,000", {"method": "ipo", "epochs": 3.0, "batch_size": 32}),
-    "method-own-and-longer-simpo": (
-        facts(num=20_000, lengths=longer(14_000, 20_000), model=model(said=Said(64, 1.45, 1.4))),
-        (
-            "the chosen answer is the longer one in 14,000 of 20,000 pairs of different length (70 %); "
-            "a token of theirs costs the model 1.45 nats, and one of its own 1.40; 20,000 pairs"
-        ),
-        {"method": "simpo", "beta": 2.5},
-    ),
-    "method-longer-better-rdpo": (
-        facts(lengths=longer(3500, 5000)),
-        "the chosen answer is the longer one in 3,500 of 5,000 pairs of different length (70 %)",
-        {"method": "rdpo", "beta": 0.1},
-    ),
-    "method-uneven-ln-dpo": (
-        facts(lengths=replace(facts().lengths, ratio=3.5)),
-        "the longer answer of a pair is 3.5 times as long as the other (median)",
-        {"method": "ln-dpo", "beta": 5.0},
-    ),
-    "method-pairs-dpo": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
-    "before-untuned": (
+    "is-untuned": (
         facts(content=CHATS, model=model(has_template=False)),
         "its tokenizer brings no chat template, and all 5,000 examples are chats",
         {"stages": ["sft", "dpo"], "sft": {"learning_rate": 2e-5}, "dpo": {"beta": 0.1, "learning_rate": 5e-7}},
     ),
-    "before-strange": (
-        facts(model=model(said=Said(64, 2.9, 1.1))),
-        "a token of the good answers costs the model 2.90 nats, and one of its own 1.10 (64 examples)",
+    "is-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
+    "has-copies": (
+        facts(content=content(repeated=Count(100, 5000), near=Count(0, 4900))),
+        "100 of 5,000 examples (2 %) repeat an earlier one",
         {"method": "dpo"},
     ),
-    "before-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
-    "weights-nothing-fitting": (
-        facts(model=model(ways=NOTHING, chosen="")),
-        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
-        {"method": "dpo"},
-    ),
-    "weights-adapter": (
-        facts(model=model(is_adapter=True, chosen="adapter", ways=(Way("adapter", True, "1.0 GB", {"max_tokens": 2048}),))),
-        "m is an adapter; adapter fits",
-        {"learning_rate": 5e-6, "max_tokens": 2048},
-    ),
-    "weights-full-too-large": (
-        facts(model=model(ways=NO_FULL, chosen="LoRA 16")),
-        "training all weights takes 40.0 GB, LoRA 16 6.0 GB; 8.0 GB (as given)",
-        {"lora_rank": 16, "max_tokens": 2048, "learning_rate": 5e-6},
-    ),
-    "weights-large-for-few": (
-        facts(num=400, model=model()),
-        "400 examples, fewer than 1,000, for a model of 2.0 billion weights",
-        {"method": "ipo", "lora_rank": 16, "learning_rate": 5e-6},
-    ),
-    "weights-full-fitting": (
-        facts(model=model(num_parameters=50_000_000)),
-        "training all 50.0 million weights takes 2.0 GB; 8.0 GB (as given)",
-        {"method": "dpo", "learning_rate": 1e-5},
-    ),
-    "settings-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "early_stop": 2, "eval_fraction": 0.1}),
-    "settings-short": (facts(num=1500), "1,500 examples make 23 steps of a batch of 64", {"batch_size": 32, "eval_every_steps": 4}),
-    "settings-unbalanced": (
-        facts("thumbs", counts=Counts(1000, 4000)),
-        "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
-        {"method": "kto", "balance": True},
-    ),
-    "settings-faulty": (
-        facts(faults={"blank_answer": 4, "prompts_differ": 6}),
-        "10 of 5,000 rows (0.2 %) cannot be used: prompts_differ 6, blank_answer 4",
-        {"on_bad_row": "drop"},
-    ),
-    "settings-raw-for-chats": (
-        facts(content=content(raw=Count(5000, 5000)), model=model()),
-        "all 5,000 examples are plain text, and the model has a chat template",
-        {"text_as": "chat"},
-    ),
-    "settings-too-long": (
-        facts(lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000), model=model(context=32768)),
-        "100 of 5,000 examples (2 %) have more than 2,048 tokens, and one in a hundred about 3,000 or more",
-        {"max_length": 4096},
-    ),
-    "data-chance": (
+    "is-chance": (
         facts(agreement=Agreement(52, 100, 100, 48)),
         "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",
         {"method": "dpo"},
     ),
-    "data-has-copies": (
-        facts(copies=replace(facts().copies, repeated=Count(100, 5000), near=Count(0, 4900))),
-        "100 of 5,000 examples (2 %) repeat an earlier one, and none of 4,900 different ones are near copies of one",
+    "needs-shaping": (facts(have=("shaped-rewards",)), "as you say", {"method": "dpo"}),
+    "has-reward-model": (facts(have=("reward-model",)), "as you say", {"method": "dpo"}),
+    "can-be-checked": (
+        facts("demonstration", content=content(numeric=Count(4900, 5000))),
+        "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
+        {"method": "sft"},
+    ),
+    "is-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),
+    "is-all-down": (facts("thumbs", counts=Counts(0, 7)), "7 thumbs down, none up", {}),
+    "is-all-up": (facts("thumbs", counts=Counts(7, 0)), "7 thumbs up, none down", {"method": "sft"}),
+    "is-thumbs": (facts("thumbs", counts=Counts(2600, 2400)), "2,600 thumbs up, 2,400 down", {"method": "kto", "beta": 0.1}),
+    "is-demonstrations": (
+        facts("demonstration"),
+        "5,000 single answers, and nothing that says better or worse",
+        {"method": "sft", "epochs": 1.0},
+    ),
+    "is-ranked": (
+        facts("ranked", counts=Counts(branches=Counter({4: 3000, 2: 2000}))),
+        "3,000 of 5,000 prompts (60 %) have three ranked answers or more",
+        {"method": "dpo", "plackett_luce": True},
+    ),
+    "is-edited": (
+        facts(content=content(alike=Count(2000, 5000))),
+        "in 2,000 of 5,000 pairs (40 %) the two answers share most of their wording",
+        {"method": "dpop"},
+    ),
+    "is-noise-known": (
+        facts(agreement=NOISY),
+        "verdicts on the same answers agree in 164 of 200 couples (82 %), so about 10 % of the verdicts are wrong",
+        {"method": "robust", "label_smoothing": 0.1},
+    ),
+    "is-noise-seen": (
+        facts(num=200, sampled=200, agreement=Agreement(0, 4, 4, 4)),
+        "4 of 200 pairs (2 %) stand against another with the same answers",
+        {"method": "dpo", "label_smoothing": 0.1},
+    ),
+    "are-few-pairs": (facts(num=400), "400 pairs, fewer than 1,000", {"method": "ipo", "epochs": 3.0, "batch_size": 32}),
+    "is-longer-better": (
+        facts(lengths=longer(3500, 5000)),
+        "the chosen answer is the longer one in 3,500 of 5,000 pairs of different length (70 %)",
+        {"method": "rdpo", "beta": 0.1},
+    ),
+    "is-pairs": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
+    "is-nothing-fitting": (
+        facts(model=model(ways=NOTHING, chosen="")),
+        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
         {"method": "dpo"},
     ),
-    "data-has-leaks": (
-        facts(copies=replace(facts().copies, leaks=Count(20, 250))),
-        "20 of 250 held-out examples (8 %) (the 5 % that seed 0 draws) open like one that is trained on",
-        {"method": "dpo"},
+    "is-adapter": (
+        facts(model=model(is_adapter=True, chosen="adapter", ways=(Way("adapter", True, "1.0 GB", {"max_tokens": 2048}),))),
+        "m is an adapter; adapter fits",
+        {"learning_rate": 5e-6, "max_tokens": 2048},
     ),
-    "data-broken": (
-        facts(content=content(broken=Count(3, 5000))),
-        "3 of 5,000 texts (below 0.1 %) have characters that were lost, or UTF-8 that was read as something else",
-        {"method": "dpo"},
+    "is-full-too-large": (
+        facts(model=model(ways=NO_FULL, chosen="LoRA 16")),
+        "all weights take 40.0 GB, LoRA 16 6.0 GB; 8.0 GB (as given)",
+        {"lora_rank": 16, "max_tokens": 2048, "learning_rate": 5e-6},
+    ),
+    "is-full-fitting": (
+        facts(model=model(num_parameters=50_000_000)),
+        "it takes 2.0 GB; 8.0 GB (as given)",
+        {"method": "dpo", "learning_rate": 1e-5, "lora_rank": None},
+    ),
+    "is-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "early_stop": 2, "eval_fraction": 0.1}),
+    "is-short": (facts(num=1500), "1,500 examples make 23 steps of a batch of 64", {"batch_size": 32, "eval_every_steps": 4}),
+    "is-unbalanced": (
+        facts("thumbs", counts=Counts(1000, 4000)),
+        "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
+        {"method": "kto", "balance": True},
+    ),
+    "is-faulty": (
+        facts(faults={"prompts_differ": 6, "blank_answer": 4}),
+        "10 of 5,000 rows (0.2 %) cannot be used",
+        {"on_bad_row": "drop"},
+    ),
+    "is-raw-for-chats": (
+        facts(content=content(raw=Count(5000, 5000)), model=model()),
+        "all 5,000 examples are plain text, and the model has a chat template",
+        {"text_as": "chat"},
+    ),
+    "is-too-long": (
+        facts(lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000), model=model(context=32768)),
+        "100 of 5,000 examples (2 %) have more than 2,048 tokens, and one in a hundred about 3,000 or more",
+        {"max_length": 4096},
     ),
 }
 """Rule -> facts under which it holds, the figures that it gives, and part of the settings that come of all rules then."""
@@ -233,13 +194,21 @@ def test_a_rule_holds_and_gives_its_figures_and_settings(rule: Rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_rule_has_words_a_reason_and_a_source(rule: Rule):
-    assert rule.when
-    assert rule.when[0].islower()
-    assert rule.advice
-    assert "{" not in rule.advice
-    assert rule.reason
-    assert rule.said_by
-    assert (rule.methods is not None) is (rule.topic == "method")
+    for words in (rule.when, rule.advice, rule.why, rule.said_by):
+        assert words
+        assert "{" not in words
+    assert bool(rule.methods) <= (rule.topic == "method")
+
+
+def test_the_table_is_in_the_order_of_its_topics():
+    assert [rule.topic for rule in RULES] == sorted((rule.topic for rule in RULES), key=TOPICS.index)
+
+
+def test_conditions_are_told_with_their_thresholds():
+    told = {rule.name: rule.when for rule in RULES}
+    assert told["are-few-pairs"] == "Fewer than 1,000 pairs, or rankings"
+    assert told["is-unbalanced"] == "Thumbs up weigh less than 1 or more than 1.5 times what thumbs down weigh"
+    assert told["is-longer-better"].startswith("The longer answer wins in 60 % or more")
 
 
 def test_a_method_that_is_not_there_is_said_and_the_next_row_decides():
@@ -247,7 +216,7 @@ def test_a_method_that_is_not_there_is_said_and_the_next_row_decides():
     decision = decided(facts("thumbs", counts=Counts(2500, 2500), have=("checker",)))
     (best,) = decision.better
     assert not names & set(best.rule.methods or ())
-    assert best.rule.advice == "PPO or GRPO with a checker as the reward (grpo and ppo: not in prefopt yet)"
+    assert best.rule.advice == "PPO or GRPO with a checker as the reward (not in prefopt yet)"
     assert decision.method.rule.method == "kto"
 
 
@@ -256,18 +225,12 @@ def test_rows_below_the_one_that_decides_are_named():
     assert [verdict.rule.method for verdict in (decision.method, *decision.also)] == ["ipo", "rdpo", "dpo"]
 
 
-def test_reasons_of_methods_are_read_from_their_files():
-    assert good_for("ipo") == "few pairs, or pairs whose preference is certain, where DPO overfits; several epochs"
-    for row in METHODS:
-        assert len(good_for(row.name)) > 5
-
-
 def test_settings_that_were_given_win():
     found = facts(num=400, faults={"tie": 1}, model=model(), content=content(raw=Count(400, 400)))
     decision = decided(found, text_as="raw", eval_fraction=0.2)
     assert decision.config["text_as"] == "raw"
     assert decision.config["eval_fraction"] == 0.2
-    assert decision.reasons["text_as"] == "as given"
+    assert "text_as" not in decision.reasons
 
 
 def test_held_out_data_that_is_given_is_used_and_nothing_is_held_out_beside_it():
@@ -287,14 +250,14 @@ def test_where_a_run_takes_several_gpus_the_command_starts_them():
 
 
 def test_where_nothing_is_trained_nothing_is_set():
-    decision = decided(facts("prompts", 30, content=content(raw=Count(30, 30), broken=Count(1, 30)), model=model(ways=(), chosen="")))
+    decision = decided(facts("prompts", 30, content=content(raw=Count(30, 30), repeated=Count(1, 30)), model=model(ways=(), chosen="")))
     assert decision.config == {}
-    assert [verdict.rule.name for verdict in decision.others] == ["data-broken"]
+    assert [verdict.rule.name for verdict in decision.others] == ["has-copies"]
 
 
 def test_the_sweep_stays_within_what_is_usual():
-    assert decided(facts()).sweep == "prefopt sweep beta=0.033,0.1,0.3 --config "
-    assert decided(facts(lengths=replace(facts().lengths, ratio=3.5))).sweep == "prefopt sweep beta=2,5,10 --config "
+    assert decided(facts()).sweep == "prefopt sweep beta=0.033,0.1,0.3"
+    assert decided(facts(num=400)).sweep == "prefopt sweep beta=0.033,0.1,0.3"
     assert decided(facts("demonstration")).sweep == ""
 
 
@@ -343,10 +306,22 @@ def test_every_figure_is_finite_in_json():
         assert math.isfinite(json.loads(text)["lengths"]["prompt_share"])
 
 
-def test_a_page_of_every_case_is_no_wider_than_a_terminal():
-    from prefopt.pipeline.advise.page import WIDTH, page
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_page_of_every_case_is_no_wider_than_it_may_be_and_short(width: int):
+    for name, (found, because, _) in CASES.items():
+        decision = decided(found)
+        lines = page(found, decision, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= (30 if width == 100 else 45), name
+        if any(verdict.rule.name == name for verdict in (*decision.better, decision.method)):
+            assert because.lower() in " ".join(" ".join(lines).split()).lower()
 
-    for found, because, _ in CASES.values():
-        lines = page(found, decided(found))
-        assert max(map(len, lines)) <= WIDTH
-        assert because in " ".join(" ".join(lines).split())
+
+def test_the_page_says_what_the_file_holds_and_why():
+    decision = decided(facts(num=400, model=model()))
+    lines = page(facts(num=400, model=model()), decision)
+    assert "advice: ipo" in lines
+    rows = [line.split() for line in lines[lines.index("settings") + 1 :] if line[2] != " "]
+    shown = {name: value for name, value, *_ in rows}
+    assert {"beta": "0.1", "learning_rate": "5e-07", "epochs": "3", "early_stop": "2", "batch_size": "32"}.items() <= shown.items()
+    assert shown["lora_rank"] == "-"

@@ -9,6 +9,7 @@ import pytest
 import prefopt
 from prefopt.errors import ConfigError, DataError
 from prefopt.pipeline.advise import signs
+from prefopt.pipeline.advise.content import latin_language
 from prefopt.pipeline.advise.facts import Count, Facts
 from prefopt.pipeline.advise.look import look
 from prefopt.pipeline.advise.settings import AdviseSettings
@@ -39,12 +40,11 @@ def looked(folder: Path, rows: list[dict[str, Any]], **given: Any) -> Facts:
     return look(AdviseSettings(data=[written(folder, rows)], **given))
 
 
-def test_pairs_and_what_they_serve_as(tmp_path: Path):
+def test_pairs_and_their_lengths(tmp_path: Path):
     found = looked(tmp_path, [pair(number) for number in range(30)])
     assert (found.kind, found.num_examples, found.num_rows, found.sampled) == ("pair", 30, 30, 30)
-    assert found.serves == {"ranked": 30, "pair": 30, "thumbs": 60, "demonstration": 30}
     assert found.content.raw == Count(30, 30)
-    assert found.copies.repeated == Count(0, 30)
+    assert found.content.repeated == Count(0, 30)
     assert found.lengths.prompt.median == pytest.approx(len(sentence(1)), abs=15)
 
 
@@ -55,7 +55,7 @@ def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Pat
     rows += [pair(3), pair(3)]  # the same in every column
     found = looked(tmp_path, rows)
     assert (found.agreement.agree, found.agreement.couples, found.agreement.judged, found.agreement.contradicted) == (1, 2, 2, 1)
-    assert found.copies.repeated == Count(3, 26)
+    assert found.content.repeated == Count(3, 26)
 
 
 def test_votes_agree_within_rows(tmp_path: Path):
@@ -64,7 +64,7 @@ def test_votes_agree_within_rows(tmp_path: Path):
         return answers | {f"annotator{place}": vote for place, vote in enumerate(votes, 1)}
 
     found = looked(tmp_path, [voted(1, 1, 1, 1), voted(2, 2, 2, 1), voted(3, 1, 0, 1), voted(4, 0, 0, 0)])
-    assert found.voters
+    assert found.agreement.of_voters
     assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
     assert (found.agreement.judged, found.agreement.contradicted) == (3, 1)
     assert found.passed == {"tie": 1}
@@ -81,7 +81,6 @@ def test_blank_and_same_answers_are_faults_and_ties_are_not(tmp_path: Path):
 def test_the_longer_answer_wins(tmp_path: Path):
     found = looked(tmp_path, [pair(n, sentence(n + 100, 20), sentence(n + 200, 10)) for n in range(40)])
     assert found.lengths.longer_chosen == Count(40, 40)
-    assert found.lengths.ratio == pytest.approx(2, abs=0.2)
     assert signs.is_longer_better(found)
     mixed = looked(tmp_path, [pair(n, sentence(n + 100, 20 if n % 2 else 10), sentence(n + 200, 10 if n % 2 else 20)) for n in range(40)])
     assert mixed.lengths.longer_chosen == Count(20, 40)
@@ -94,41 +93,36 @@ def test_small_edits_are_seen(tmp_path: Path):
         return pair(number, " ".join(words), " ".join([*words[:30], "changed", *words[31:]]))
 
     found = looked(tmp_path, [edited(number) for number in range(8)] + [pair(number) for number in range(20, 22)])
-    assert found.alike == Count(8, 10)
+    assert found.content.alike == Count(8, 10)
 
 
-def test_near_copies_of_prompts_and_openings_on_both_sides(tmp_path: Path):
-    def asked(number: int, last: str) -> dict[str, Any]:
-        return {**pair(number), "prompt": f"{sentence(900, 80)} {last}"}
-
-    # All openings but one are near copies of each other, so every one of them that is held out leaks.
-    found = looked(tmp_path, [asked(number, f"number{number}") for number in range(40)] + [pair(500)], eval_fraction=0.3)
-    assert found.copies.near_prompts == Count(39, 41)
-    assert found.copies.leaks.of >= 3
-    assert found.copies.leaks.num >= found.copies.leaks.of - 1
-    clean = looked(tmp_path, [pair(number) for number in range(40)], eval_fraction=0.3)
-    assert clean.copies.near_prompts.num == clean.copies.leaks.num == 0
+def test_near_copies_of_whole_examples_in_each_part(tmp_path: Path):
+    one = pair(1, sentence(700, 60), sentence(800, 60))
+    near = {**one, "chosen": one["chosen"] + " once more", "rejected": one["rejected"] + " again"}
+    turned = {**one, "chosen": near["rejected"], "rejected": near["chosen"]}  # the verdict the other way is no copy
+    found = looked(tmp_path, [one, near, turned, pair(2)])
+    assert found.content.near == Count(1, 4)
+    assert found.content.repeated == Count(0, 4)
 
 
-def test_leaks_into_held_out_data_that_is_given(tmp_path: Path):
-    held = written(tmp_path, [pair(0), pair(1), pair(100)], "held.jsonl")
-    found = looked(tmp_path, [pair(number) for number in range(10)], eval_data=[held])
-    assert found.copies.leaks == Count(2, 3)
-    assert found.has_eval
+def test_held_out_data_has_to_be_there(tmp_path: Path):
+    held = written(tmp_path, [pair(0)], "held.jsonl")
+    assert looked(tmp_path, [pair(number) for number in range(10)], eval_data=[held]).has_eval
+    with pytest.raises(DataError, match=r"none\.jsonl does not exist"):
+        looked(tmp_path, [pair(1)], eval_data=["none.jsonl"])
 
 
 def test_thumbs_rankings_and_demonstrations(tmp_path: Path):
     thumbs = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100), "label": n % 4 == 0} for n in range(20)])
     assert (thumbs.kind, thumbs.counts.num_up, thumbs.counts.num_down) == ("thumbs", 5, 15)
-    assert thumbs.serves == {"thumbs": 20, "demonstration": 5}
     ranked = looked(
         tmp_path,
         [{"prompt": sentence(n), "completions": [sentence(n * 3 + k + 100) for k in range(3)], "ranks": [1, 2, 3]} for n in range(9)],
     )
-    assert (ranked.kind, ranked.num_examples, ranked.serves["pair"]) == ("ranked", 9, 27)
-    assert ranked.alike == Count(0, 27)
+    assert (ranked.kind, ranked.num_examples) == ("ranked", 9)
+    assert ranked.content.alike == Count(0, 27)
     demonstrations = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(7)])
-    assert (demonstrations.kind, demonstrations.serves) == ("demonstration", {"demonstration": 7})
+    assert (demonstrations.kind, demonstrations.num_examples) == ("demonstration", 7)
 
 
 def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Path):
@@ -136,14 +130,14 @@ def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Pa
     thumbs = written(tmp_path, [{"prompt": sentence(9), "completion": sentence(8), "label": 1}], "thumbs.jsonl")
     found = look(AdviseSettings(data=[pairs, thumbs]))
     assert found.kind == "thumbs"
-    assert found.serves == {"thumbs": 11, "demonstration": 6}
+    assert found.num_examples == 11
     assert (found.counts.num_up, found.counts.num_down) == (6, 5)
 
 
 def test_prompts_alone_are_told_from_columns_that_need_a_name(tmp_path: Path):
     found = looked(tmp_path, [{"prompt": sentence(n), "instruction_id_list": ["length"]} for n in range(5)])
     assert found.kind == "prompts"
-    assert signs.can_be_checked(found) == "all 5 rows name constraints that a program can check"
+    assert signs.can_be_checked(found) == "all 5 examples name constraints that a program can check"
     with pytest.raises(DataError, match=r"perhaps: columns: \{completion: answer\}"):
         looked(tmp_path, [{"prompt": sentence(n), "answer": sentence(n + 100)} for n in range(5)])
 
@@ -157,12 +151,27 @@ def test_answers_that_a_program_could_check(tmp_path: Path, answer: str, where: 
     assert getattr(found.content, where) == Count(6, 6)
 
 
-def test_scripts_and_broken_characters(tmp_path: Path):
-    rows = [{"prompt": "你好吗", "completion": "我很好"}, {"prompt": "hello", "completion": "itâ€™s"}]
-    found = looked(tmp_path, rows)
-    assert found.content.broken == Count(1, 2)
-    han, latin = 6, len("helloitâs")
-    assert found.content.scripts == {"Latin": pytest.approx(latin / (latin + han)), "Han": pytest.approx(han / (latin + han))}
+def test_languages_by_letters_and_by_frequent_words(tmp_path: Path):
+    rows = [{"prompt": "你好吗", "completion": "我很好"}, {"prompt": "what is this", "completion": "it is the sea"}]
+    han, latin = 6, len("whatisthisitisthesea")
+    found = looked(tmp_path, rows).content.languages
+    assert found == {"English": pytest.approx(latin / (latin + han)), "Han": pytest.approx(han / (latin + han))}
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Das ist nicht der Hund, den ich mit dir gesehen habe.", "German"),
+        ("Le chat est dans la maison et les souris sont sur le toit.", "French"),
+        ("El perro que vive en la casa no es mío, es de los vecinos.", "Spanish"),
+        ("Não sei o que é isso, mas parece uma casa do outro lado da rua.", "Portuguese"),
+        ("Il gatto è nella casa del vicino e gli piace il latte.", "Italian"),
+        ("De kat zit op het dak en dat is niet goed voor een kat.", "Dutch"),
+        ("Xyzzy plugh quux.", "Latin"),
+    ],
+)
+def test_languages_in_latin_letters(text: str, language: str):
+    assert latin_language(text) == language
 
 
 def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_path: Path):
@@ -173,7 +182,6 @@ def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_pat
     assert found.sampled % 6 == 0
     again = looked(tmp_path, rows, sample=60)
     assert again == found
-    assert looked(tmp_path, rows, sample=60, seed=1).lengths != found.lengths
 
 
 def test_one_prompt_alone_may_fill_the_sample(tmp_path: Path):
@@ -186,7 +194,7 @@ def test_from_python(tmp_path: Path):
     assert advice.method == "ipo"
     assert advice.config["batch_size"] == 8
     assert advice.facts.num_examples == 30
-    assert any("30 pairs" in line for line in advice.lines)
+    assert any("30 pairs" in line for line in advice.lines())
     json.dumps(advice.to_dict())
     with pytest.raises(ConfigError, match=r"modell: no such setting \(did you mean model\?\)"):
         prefopt.advise("x.jsonl", modell="m")

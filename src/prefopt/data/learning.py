@@ -49,12 +49,7 @@ def check_learned(example: Example) -> None:
 
 
 def opening_of(example: Example) -> str:
-    """A digest of what the example opens with."""
-    return blake2b(opening_text(example).encode(), digest_size=8).hexdigest()
-
-
-def opening_text(example: Example) -> str:
-    """What the example opens with: the user's first message, the text of the prompt, or the text itself.
+    """A digest of what the example opens with: the user's first message, the text of the prompt, or the text itself.
 
     It is read from the text before anything is shaped or cut, so that a row read as a pair, as a demonstration of its
     last answer or of all its answers opens with the same: the whole prompts of those three differ.
@@ -65,7 +60,7 @@ def opening_text(example: Example) -> str:
     else:
         turns = example.prompt if isinstance(answer, str) else example.prompt + answer
         text = next((message for message in turns if message.role == "user"), turns[0]).content
-    return text.strip()
+    return blake2b(text.strip().encode(), digest_size=8).hexdigest()
 
 
 def as_chat(example: Example) -> Example:

@@ -59,20 +59,6 @@ class Reading:
         Raises:
             DataError: it is damaged.
         """
-        for row in self.rows():
-            if isinstance(row, Dropped):
-                yield row
-                continue
-            examples = self.examples_of(row)
-            self.num_more += len(examples) - 1
-            yield from examples
-
-    def rows(self) -> Iterator[Row | Dropped]:
-        """Its rows under our names, in order, and those that cannot be parsed.
-
-        Raises:
-            DataError: it is damaged.
-        """
         read = self._columns_read()
         for found in self.source.stream():
             self.num_rows += 1
@@ -82,7 +68,9 @@ class Reading:
             row = Row(found.location, rename(found.value, self.mapping))
             self.columns.update(dict.fromkeys(row.value))
             note_unread(row.value, read, self.unread_in_turns)
-            yield row
+            examples = self._examples(row)
+            self.num_more += len(examples) - 1
+            yield from examples
 
     def again(self) -> "Reading":
         """The same from the first row on, with nothing gathered."""
@@ -100,15 +88,9 @@ class Reading:
     def _columns_read(self) -> set[str]:
         return {*self.recognised.format.fields} - ({"rejected"} if self.kind == "demonstration" else set())
 
-    def examples_of(self, row: Row, kind: Kind | None = None) -> list[Read | Dropped]:
-        """What a row is: examples, or why it is none.
-
-        Args:
-            row: under our names.
-            kind: as which it is read; None: as the source is.
-        """
+    def _examples(self, row: Row) -> list[Read | Dropped]:
         try:
-            found = self.recognised.format.examples(Fields(row.value), kind or self.kind, self.pairs_of_ranks)
+            found = self.recognised.format.examples(Fields(row.value), self.kind, self.pairs_of_ranks)
         except RowFault as fault:
             return [Dropped(row.location, fault.reason, fault.detail, row.value)]
         return [

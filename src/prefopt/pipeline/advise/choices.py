@@ -6,9 +6,14 @@ from typing import Any
 
 from prefopt.data.settings import DataSettings
 from prefopt.pipeline.advise.facts import Facts
-from prefopt.pipeline.advise.gauge import FEW, held_out_share
 from prefopt.training.settings import RunSettings
 from prefopt.training.watching.start import ENOUGH_STEPS
+
+FEW = 1000
+"""Examples below which there are few of them: fifteen steps of a batch of 64."""
+
+HELD_OUT, HELD_OUT_OF_FEW = 0.05, 0.1
+"""Share that is held out where nothing else is said: enough of few to say anything."""
 
 SMALLEST_BATCH = 8
 
@@ -33,14 +38,18 @@ def error_rate(facts: Facts) -> float:
 
 
 def epochs(facts: Facts) -> float:
-    """Passes over few examples."""
+    """Passes over few examples, or over enough."""
     return SEVERAL_EPOCHS if facts.num_examples < FEW else float(default("epochs"))
+
+
+def held_out(facts: Facts) -> float:
+    """Share that is held out; 0 where held-out data is given."""
+    return 0.0 if facts.has_eval else HELD_OUT_OF_FEW if facts.num_examples < FEW else HELD_OUT
 
 
 def trained_on(facts: Facts) -> int:
     """Examples that are not held out."""
-    share = 0.0 if facts.has_eval else held_out_share(facts.num_examples)
-    return max(1, round(facts.num_examples * (1 - share)))
+    return max(1, round(facts.num_examples * (1 - held_out(facts))))
 
 
 def steps_of_default(facts: Facts) -> int:
@@ -67,11 +76,6 @@ def eval_every(facts: Facts) -> int:
     return max(1, num_steps(facts) // EVALUATIONS)
 
 
-def held_out(facts: Facts) -> float:
-    """Share that is held out; 0 where held-out data is given."""
-    return 0.0 if facts.has_eval else held_out_share(facts.num_examples)
-
-
 def max_length(facts: Facts) -> int:
     """The next power of two that ninety-nine in a hundred examples fit in, as far as the model reads."""
     wanted = 1 << math.ceil(math.log2(max(facts.lengths.uncut, 2 * DataSettings.model_fields["max_length"].default)))
@@ -79,7 +83,8 @@ def max_length(facts: Facts) -> int:
     return min(wanted, context) if context else wanted
 
 
-def ways_changes(facts: Facts) -> Mapping[str, Any]:
+def what_fits(facts: Facts) -> Mapping[str, Any]:
     """What the chosen way of training needs to fit."""
     assert facts.model is not None, "its rules hold for a model only"
-    return next(way.changes for way in facts.model.ways if way.name == facts.model.chosen)
+    assert facts.model.way is not None
+    return facts.model.way.changes

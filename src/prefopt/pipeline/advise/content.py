@@ -1,4 +1,4 @@
-"""What stands in texts, as far as counting characters and patterns can tell: scripts, and what a program could check."""
+"""What stands in texts, as far as counting words and patterns can tell: languages, and what a program could check."""
 
 import re
 import unicodedata
@@ -7,13 +7,31 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from prefopt.data.examples import Conversation, Example
+from prefopt.data.examples import Conversation
 
 SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hangul"}
 """Unicode's name for the characters of a script, where it is not what people call the script."""
 
+FREQUENT = {
+    "English": "the and of to is that for with you this are it",
+    "German": "der die und das ist nicht ich ein eine zu mit auf",
+    "French": "le la les des est et que une dans pour pas qui",
+    "Spanish": "el los las es que una por para con del como se",
+    "Italian": "il di che è per una gli sono della con del non",
+    "Portuguese": "o os que não uma para com do da em é como",
+    "Dutch": "de het een en van is dat niet met voor zijn op",
+}
+"""Languages in Latin letters -> some of their most frequent words."""
+
+LANGUAGE_OF: Mapping[str, tuple[str, ...]] = {
+    word: tuple(name for name, words in FREQUENT.items() if word in words.split()) for text in FREQUENT.values() for word in text.split()
+}
+
+TELLS = 0.05
+"""Share of words that are frequent ones of a language from which on a text is in it: every fourth to sixth word of one is."""
+
 LOOKED_AT = 2000
-"""Characters of a text whose script is looked at."""
+"""Characters of a text whose language is looked at."""
 
 FINAL = re.compile(r"\\boxed\s*\{|(?:####\s*|answer(?: is|:)\s*\**\s*\$?)-?[\d.,/\\$ ]*\d", re.IGNORECASE)
 """A final answer: in `\\boxed{}` as in MATH; a number after `####` as in GSM8K, or one that is said to be the answer."""
@@ -23,24 +41,14 @@ AT_THE_END = 200
 
 CODE = re.compile(r"```|^\s*(?:def |class |import |from \w+ import |#include|public class |function \w+\()", re.MULTILINE)
 TEST_COLUMNS = frozenset({"test", "tests", "test_list", "test_cases", "unit_tests", "input_output", "public_tests", "private_tests"})
-INSTRUCTION_COLUMNS = frozenset({"instruction_id_list", "constraints", "verifiers"})
+CONSTRAINT_COLUMNS = frozenset({"instruction_id_list", "constraints", "verifiers"})
 TRUTH_COLUMNS = frozenset({"ground_truth", "reference_answer", "final_answer", "gold_answer"})
 """Columns that bring what a checker needs: tests of code, names of constraints as in IFEval, the right answer."""
-
-BROKEN = re.compile(r"\ufffd|â€|Ã[\x80-\xbf©¨¤¶¼]|ï¿½")
-"""Characters that were lost, or UTF-8 that was once read as Latin-1 or Windows-1252."""
 
 
 def words_of(content: str | Conversation) -> str:
     """Text as it is; turns one after the other, without their roles."""
     return content if isinstance(content, str) else "\n\n".join(message.content for message in content)
-
-
-def asked_last(example: Example) -> str:
-    """What was asked last, whatever was said before."""
-    if isinstance(example.prompt, str):
-        return example.prompt
-    return next((message.content for message in reversed(example.prompt) if message.role == "user"), words_of(example.prompt))
 
 
 @cache
@@ -52,15 +60,31 @@ def script_of(character: str) -> str:
     return SCRIPTS.get(first, first.capitalize())
 
 
-def scripts_of(texts: Iterable[str]) -> dict[str, float]:
-    """Share of all letters that belongs to each script, the most frequent first."""
+def latin_language(text: str) -> str:
+    """The language of a text in Latin letters by its most frequent words; "Latin" where they do not tell."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    found: Counter[str] = Counter()
+    for word, number in Counter(words).items():
+        for name in LANGUAGE_OF.get(word, ()):
+            found[name] += number
+    ((name, number),) = found.most_common(1) or [("", 0)]
+    return name if number > TELLS * len(words) else "Latin"
+
+
+def languages_of(texts: Iterable[str]) -> dict[str, float]:
+    """Share of all letters that belongs to each language in Latin letters, and to each other script, the largest first."""
     counted: Counter[str] = Counter()
     for text in texts:
-        for character, number in Counter(text[:LOOKED_AT]).items():
+        start = text[:LOOKED_AT]
+        own: Counter[str] = Counter()
+        for character, number in Counter(start).items():
             if script := script_of(character):
-                counted[script] += number
+                own[script] += number
+        if latin := own.pop("Latin", 0):
+            own[latin_language(start)] += latin
+        counted.update(own)
     total = counted.total()
-    return {script: number / total for script, number in counted.most_common()}
+    return {name: number / total for name, number in counted.most_common()}
 
 
 def ends_in_an_answer(answer: str) -> bool:
@@ -71,11 +95,6 @@ def ends_in_an_answer(answer: str) -> bool:
 def has_code(answer: str) -> bool:
     """Whether there is code in the answer."""
     return CODE.search(answer) is not None
-
-
-def is_broken(text: str) -> bool:
-    """Whether characters of the text were lost or mistaken."""
-    return BROKEN.search(text) is not None
 
 
 def brings(columns: Mapping[str, Any], names: frozenset[str]) -> bool:

@@ -7,20 +7,16 @@ from typing import Any
 
 from prefopt.config import check
 from prefopt.methods.method import Method
-from prefopt.pipeline.advise.choices import epochs
+from prefopt.pipeline.advise import signs
+from prefopt.pipeline.advise.choices import epochs, eval_every, held_out
 from prefopt.pipeline.advise.facts import Facts
-from prefopt.pipeline.advise.rules import ALWAYS, RULES, Rule, Topic, row_of
+from prefopt.pipeline.advise.rules import RULES, Rule, Topic, row_of
 from prefopt.pipeline.advise.settings import AdviseSettings
 from prefopt.pipeline.stages import plan_stages
 from prefopt.training.assemble import settings_for
 from prefopt.training.settings import RunSettings
 
-PLACEHOLDER = "MODEL"
-
-GIVEN = "as given"
-"""The reason for what the user said."""
-
-OF_TOKENS = ("data_format", "columns", "chat_template", "template_args", "text_as", "max_length", "too_long")
+CARRIED = ("eval_data", "data_format", "columns", "chat_template", "template_args", "text_as", "max_length", "too_long")
 """Settings of the data that training needs as they were given."""
 
 
@@ -39,7 +35,7 @@ class Verdict:
     def to_dict(self) -> dict[str, str]:
         """For JSON."""
         rule = self.rule
-        return {"rule": rule.name, "because": self.because, "advice": rule.advice, "why": rule.reason, "source": rule.said_by}
+        return {"rule": rule.name, "because": self.because, "advice": rule.advice, "why": rule.why, "source": rule.said_by}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +48,7 @@ class Decision:
         also: further rows about the method that hold.
         others: rows of the other topics that hold.
         config: settings for `prefopt train --config`; empty where there is nothing to train.
-        reasons: setting -> why it is so, in a sentence.
-        left: setting that is left to the run -> what the run will do.
+        reasons: setting -> why it is so.
         sweep: command that compares values of β, where the method has one.
         gpus: how many share the run.
     """
@@ -64,7 +59,6 @@ class Decision:
     others: tuple[Verdict, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
-    left: Mapping[str, str] = field(default_factory=dict)
     sweep: str = ""
     gpus: int = 1
 
@@ -78,10 +72,10 @@ class Decision:
             "better": [verdict.to_dict() for verdict in self.better],
             "method": self.method.to_dict() | {"method": self.method.rule.method},
             "also": [verdict.to_dict() for verdict in self.also],
-            **{topic: [verdict.to_dict() for verdict in self.of(topic)] for topic in ("before", "weights", "settings", "data")},
+            "first": [verdict.to_dict() for verdict in self.of("first")],
+            "settings": [verdict.to_dict() for verdict in self.of("settings")],
             "config": dict(self.config),
             "reasons": dict(self.reasons),
-            "left": dict(self.left),
             "sweep": self.sweep,
             "gpus": self.gpus,
         }
@@ -95,60 +89,65 @@ def decide(settings: AdviseSettings, facts: Facts) -> Decision:
     """
     held = [Verdict(rule, because) for rule in RULES if (because := rule.sign(facts))]
     on_method = [verdict for verdict in held if verdict.rule.topic == "method"]
+    others = tuple(verdict for verdict in held if verdict.rule.topic != "method")
     place = next(place for place, verdict in enumerate(on_method) if verdict.rule.method or not verdict.rule.methods)
-    weights = next(([verdict] for verdict in held if verdict.rule.topic == "weights"), [])
-    others = [verdict for verdict in held if verdict.rule.topic in ("before", "settings", "data")] + weights
-    # Where two rows name one method for other reasons, the first says it.
-    also = [verdict for verdict in on_method[place + 1 :] if verdict.rule.method != on_method[place].rule.method]
-    decision = Decision(tuple(on_method[:place]), on_method[place], tuple(also), tuple(others))
-    if decision.method.rule.method is None:  # nothing is run, so there is nothing to set
-        return replace(decision, others=tuple(verdict for verdict in others if verdict.rule.topic == "data"))
-    return _with_config(settings, facts, decision, decision.method.rule.method)
+    chosen = on_method[place]
+    decision = Decision(tuple(on_method[:place]), chosen, tuple(on_method[place + 1 :]), others)
+    if chosen.rule.method is None:  # nothing is run, so there is nothing to set
+        return replace(decision, others=decision.of("first"))
+    return with_config(settings, facts, decision, chosen.rule.method)
 
 
-def _with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name: str) -> Decision:
-    kind = method_of(name)
+def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name: str) -> Decision:
+    """The decision with its settings, each with the reason for it.
+
+    Args:
+        settings: what was given wins.
+        facts: of which values are made.
+        decision: the rules that hold.
+        name: of the method.
+    """
+    method = method_of(name)
+    fields = method.settings_class.model_fields
     values: dict[str, Any] = {"out": "runs/advised", "data": settings.data}
-    reasons: dict[str, str] = {}
-
-    def take(found: Mapping[str, Any], why: str) -> None:
-        for key, value in found.items():
-            values[key] = value
-            reasons[key] = why
-
-    if settings.eval_data:
-        values["eval_data"] = settings.eval_data
-    take({key: getattr(settings, key) for key in OF_TOKENS if key in settings.model_fields_set}, GIVEN)
-    if settings.trust_remote_code:
-        take({"trust_remote_code": True}, GIVEN)
-    own = dict(decision.method.rule.settings(facts))
-    fields = kind.settings_class.model_fields
-    if "beta" in fields and "beta" not in own:
-        least, most = kind.usual["beta"]
+    values |= {key: getattr(settings, key) for key in CARRIED if key in settings.model_fields_set}
+    values |= {"trust_remote_code": True} if settings.trust_remote_code else {}
+    own: dict[str, Any] = dict(decision.method.rule.settings(facts))
+    reasons = dict.fromkeys(own, decision.method.because)
+    if "beta" in fields:
+        least, most = method.usual["beta"]
         own = {"beta": fields["beta"].default, **own}
-        reasons["beta"] = f"the method's own default; {least:g} to {most:g} is usual"
-    take({key: value for key, value in own.items() if key != "beta"}, decision.method.because)
-    stages = stages_of(facts, decision, name)
-    shared = {key: value for key, value in ALWAYS(facts).items() if value}
-    if settings.eval_fraction:
-        shared["eval_fraction"] = settings.eval_fraction
-    take(shared, "held-out figures say when it has been enough")
-    take({"epochs": float(epochs(facts))}, "one pass to begin with: held-out figures say whether another pays")
-    for verdict in decision.others:
-        found = verdict.rule.settings(facts)
-        news = {key: value for key, value in found.items() if key not in settings.model_fields_set and not is_default(key, value)}
-        take(news, verdict.because)
-    values = with_stages(facts, stages, values, own, reasons)
-    values = {"model": settings.model, **values} if settings.model else values
-    check_config({"model": PLACEHOLDER, **values})
-    gpus = 1 if facts.model is None else next((way.gpus for way in facts.model.ways if way.name == facts.model.chosen), 1)
-    sweep = "" if gpus > 1 or len(stages) > 1 or "beta" not in own else sweep_of(kind, own["beta"])
-    return Decision(decision.better, decision.method, decision.also, decision.others, values, reasons, left_out(facts, kind), sweep, gpus)
-
-
-def is_default(name: str, value: object) -> bool:
-    """Whether a run would do so anyway."""
-    return name in RunSettings.model_fields and value == RunSettings.model_fields[name].default
+        reasons["beta"] = f"the method's default; usual is {least:g} to {most:g}"
+    values["epochs"] = float(epochs(facts))
+    reasons["epochs"] = "one pass; held-out figures say whether another pays"
+    if fraction := settings.eval_fraction or held_out(facts):
+        values["eval_fraction"] = fraction
+    values["eval_every_steps"] = eval_every(facts)
+    if facts.model is None:
+        reasons["lora_rank"] = "the run trains all weights; --model MODEL says whether they fit, or LoRA"
+    for verdict in decision.of("settings"):
+        if verdict.rule.sign in signs.ABOUT_WEIGHTS:
+            reasons["lora_rank"] = f"{verdict.rule.then}: {verdict.because}"
+        for key, value in verdict.rule.settings(facts).items():
+            if key in settings.model_fields_set or (key in RunSettings.model_fields and value == RunSettings.model_fields[key].default):
+                continue
+            reasons.setdefault(key, verdict.because) if key == "lora_rank" else reasons.update({key: verdict.because})
+            (own if key in fields else values)[key] = value
+    stages = stages_of(decision, name)
+    rates = {stage: learning_rate(facts, values, stage) for stage in stages}
+    reasons["learning_rate"] = reason_of_rate(facts, method)
+    under = {stage: {} if rates[stage] is None else {"learning_rate": rates[stage]} for stage in stages}
+    under[name] = {**own, **under[name]}
+    given = {"model": settings.model} if settings.model else {}
+    if len(stages) > 1:
+        reasons["stages"] = decision.of("first")[0].because
+        config = {**given, "stages": stages, **values, **under}
+    else:
+        config = {"method": name, **given, **values, **under[name]}
+    check_config(config)
+    gpus = facts.model.way.gpus if facts.model is not None and facts.model.way is not None else 1
+    sweep = "" if gpus > 1 or len(stages) > 1 or "beta" not in own else sweep_of(method, own["beta"])
+    return replace(decision, config=config, reasons=reasons, sweep=sweep, gpus=gpus)
 
 
 def method_of(name: str) -> type[Method]:
@@ -158,36 +157,10 @@ def method_of(name: str) -> type[Method]:
     return row.load()
 
 
-def stages_of(facts: Facts, decision: Decision, name: str) -> list[str]:
+def stages_of(decision: Decision, name: str) -> list[str]:
     """The methods, one after the other: SFT first where the model has not had it."""
-    untuned = any(verdict.rule.sign.__name__ == "is_untuned" for verdict in decision.of("before"))
-    return ["sft", name] if untuned and method_of(name).needs.completions != "demonstration" else [name]
-
-
-def with_stages(
-    facts: Facts, stages: list[str], values: Mapping[str, Any], own: Mapping[str, Any], reasons: dict[str, str]
-) -> dict[str, Any]:
-    """The settings as the file has them: of one method, or of stages with what is a stage's own under its name.
-
-    Args:
-        facts: of the model, for the learning rate.
-        stages: the methods.
-        values: what all stages share, and settings of the last stage's method.
-        own: settings of that method.
-        reasons: gets those of the learning rates.
-    """
-    rates = {name: learning_rate(facts, values, name) for name in stages}
-    apart = {key: value for key, value in values.items() if key not in own and (key != "balance")}
-    last = {key: value for key, value in {**own, **values}.items() if key in own or key == "balance"}
-    if rates[stages[-1]] is not None:
-        reasons["learning_rate"] = "usual for the method, for an adapter or all weights, and for a model of this size"
-    if len(stages) == 1:
-        rate = {} if rates[stages[0]] is None else {"learning_rate": rates[stages[0]]}
-        return {"method": stages[0], **apart, **last, **rate}
-    reasons["stages"] = "the model has not had SFT on anything like this, as far as can be told"
-    under = {name: {} if rates[name] is None else {"learning_rate": rates[name]} for name in stages}
-    under[stages[-1]] = {**last, **under[stages[-1]]}
-    return {"stages": stages, **apart, **{name: found for name, found in under.items() if found}}
+    is_untuned = any(verdict.rule.sign is signs.is_untuned for verdict in decision.of("first"))
+    return ["sft", name] if is_untuned and name != "sft" else [name]
 
 
 def learning_rate(facts: Facts, values: Mapping[str, Any], name: str) -> float | None:
@@ -200,12 +173,11 @@ def learning_rate(facts: Facts, values: Mapping[str, Any], name: str) -> float |
     return float(f"{usual_learning_rate(method_of(name).rates, facts.model.num_parameters, adapter=adapter):.6g}")
 
 
-def left_out(facts: Facts, kind: type[Method]) -> dict[str, str]:
-    """What cannot be said without a model."""
+def reason_of_rate(facts: Facts, method: type[Method]) -> str:
+    """Why the learning rate is what it is, or what the run will take."""
     if facts.model is not None:
-        return {}
-    rates = f"the run takes {kind.rates.full:g} for all weights, {kind.rates.adapter:g} for an adapter, and more below 1e9 weights"
-    return {"learning_rate": rates, "lora_rank": "the run trains all weights; give --model, and the memory is looked at"}
+        return "usual for the method, for an adapter or all weights, and for a model of this size"
+    return f"the run takes {method.rates.full:g} for all weights, {method.rates.adapter:g} for LoRA; more below 1e9 weights"
 
 
 def check_config(values: Mapping[str, Any]) -> None:
@@ -214,18 +186,19 @@ def check_config(values: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it would not.
     """
+    whole = {"model": "MODEL", **values}
     if "stages" in values:
-        plan_stages(dict(values), {})
-        return
-    kind = settings_for(method_of(str(values["method"])))
-    check(kind, {key: value for key, value in values.items() if key != "method"}, source="what is advised")
+        plan_stages(whole, {})
+    else:
+        kind = settings_for(method_of(str(values["method"])))
+        check(kind, {key: value for key, value in whole.items() if key != "method"}, source="what is advised")
 
 
-def sweep_of(kind: type[Method], beta: float) -> str:
+def sweep_of(method: type[Method], beta: float) -> str:
     """The command that compares β with a third and with three times of it, within what is usual."""
-    least, most = kind.usual["beta"]
+    least, most = method.usual["beta"]
     values = sorted({float(f"{min(max(beta * factor, least), most):.2g}") for factor in (1 / 3, 1.0, 3.0)})
-    return f"prefopt sweep beta={','.join(f'{value:g}' for value in values)} --config "
+    return f"prefopt sweep beta={','.join(f'{value:g}' for value in values)}"
 
 
 def config_path(settings: AdviseSettings) -> Path:

@@ -47,21 +47,18 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How long texts are: percentiles."""
+    """How long texts are: the median, and what 95 and 99 in 100 have at most."""
 
-    p5: int = 0
     median: int = 0
     p95: int = 0
     p99: int = 0
-    longest: int = 0
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Spread":
         """Of these lengths."""
         if not len(lengths):
             return cls()
-        found = np.percentile(np.asarray(lengths), [5, 50, 95, 99, 100])
-        return cls(*(round(float(number)) for number in found))
+        return cls(*(round(float(number)) for number in np.percentile(np.asarray(lengths), [50, 95, 99])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +70,6 @@ class Lengths:
         prompt, answer, together: of prompts, of answers, and of a prompt with its longest answer.
         prompt_share: share of all that would be read without sharing that is prompt.
         longer_chosen: pairs whose chosen answer is the longer one, of those that differ in length.
-        ratio: median of how many times as long the longer answer of a pair is.
-        chosen, rejected: median lengths of what is good and of what is bad, by verdict, rank or thumb.
         too_long: examples whose prompt is cut to fit in `max_length`, or that are left out; known in tokens only.
         uncut: tokens that 99 in 100 examples have at most, uncut; told from their characters.
     """
@@ -85,32 +80,8 @@ class Lengths:
     together: Spread
     prompt_share: float
     longer_chosen: Count = Count()
-    ratio: float = 1.0
-    chosen: int = 0
-    rejected: int = 0
     too_long: Count = Count()
     uncut: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """What is there several times.
-
-    Attributes:
-        repeated: examples that repeat an earlier one exactly.
-        near: different examples that are near copies of an earlier one.
-        prompts: different prompts.
-        near_prompts: those among them that are near copies of an earlier one.
-        leaks: held-out examples whose opening has a near copy among the openings that are trained on.
-        held_out: what is held out, in words.
-    """
-
-    repeated: Count
-    near: Count
-    prompts: int
-    near_prompts: Count
-    leaks: Count
-    held_out: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +89,24 @@ class Content:
     """What the texts are.
 
     Attributes:
-        scripts: script -> share of all letters.
-        broken: texts with characters that were lost or mistaken.
-        numeric, code: good answers that end in a final answer, a number or in a box; that hold code.
-        tests, instructions, truths: rows with tests of code, with names of constraints, with the right answer.
+        languages: language in Latin letters, or other script -> share of all letters.
         raw: examples that are plain text, not a chat.
+        repeated: examples that repeat an earlier one exactly; near: different ones that are near copies of an earlier one.
+        alike: pairs whose two answers are near copies of each other.
+        numeric, code: good answers that end in a final answer, a number or in a box; that hold code.
+        tests, constraints, truths: examples beside which the data has tests of code, names of constraints, the right answer.
     """
 
-    scripts: Mapping[str, float]
-    broken: Count
-    numeric: Count
-    code: Count
-    tests: Count
-    instructions: Count
-    truths: Count
-    raw: Count
+    languages: Mapping[str, float] = field(default_factory=dict)
+    raw: Count = Count()
+    repeated: Count = Count()
+    near: Count = Count()
+    alike: Count = Count()
+    numeric: Count = Count()
+    code: Count = Count()
+    tests: Count = Count()
+    constraints: Count = Count()
+    truths: Count = Count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +118,6 @@ class Way:
     peak: str
     changes: Mapping[str, Any]
     gpus: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What the model says of answers of the data, in nats per token.
-
-    Attributes:
-        num: examples that it was asked about.
-        good, bad: negative log-likelihood of what is good and of what is bad; None: there is none of it.
-        own: entropy of its predictions in the good answers, which is what its own answers would have.
-        prefers: pairs whose chosen answer it finds likelier per token.
-    """
-
-    num: int
-    good: float
-    own: float
-    bad: float | None = None
-    prefers: Count = Count()
-
-    @property
-    def surprise(self) -> float:
-        """By how much a token of the good answers is less likely to it than one of its own would be."""
-        return self.good - self.own
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +133,8 @@ class Model:
         ways: full, LoRA and QLoRA, as they fit.
         chosen: the one that `prefopt plan` would take; empty: nothing fits.
         room: the memory, in words.
-        said: of the answers; None: it was not asked, and `silent` says why.
+        nats: what a token of the good answers costs it, in nats; None: it was not asked, and `silent` says why.
+        num_asked: examples that it was asked about.
     """
 
     name: str
@@ -193,8 +145,14 @@ class Model:
     ways: tuple[Way, ...]
     chosen: str
     room: str
-    said: Said | None = None
+    nats: float | None = None
+    num_asked: int = 0
     silent: str = ""
+
+    @property
+    def way(self) -> Way | None:
+        """The way that was chosen."""
+        return next((way for way in self.ways if way.name == self.chosen), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +163,13 @@ class Facts:
         kind: as what the data is advised on.
         sources: the files.
         num_rows: of all files.
-        serves: kind -> examples of that kind that the rows give; of the kinds that every source gives.
         num_examples: of `kind`.
         faults: rows that cannot be used, by reason.
         passed: what is right and says nothing in this kind (ties above all), by reason.
         sampled: examples whose text was looked at.
         counts: thumbs, answers per prompt, ties.
-        lengths, copies, content: of the sample.
-        agreement: of verdicts on the same answers; `voters`: they are votes within a row.
-        alike: pairs whose two answers are near copies of each other.
+        lengths, content: of the sample.
+        agreement: of verdicts on the same answers.
         have: what the user says there is.
         has_eval: held-out data was given.
         model: None: none was given.
@@ -222,18 +178,14 @@ class Facts:
     kind: Held
     sources: tuple[SourceSummary, ...]
     num_rows: int
-    serves: Mapping[Kind, int]
     num_examples: int
     faults: Mapping[str, int]
     passed: Mapping[str, int]
     sampled: int
     counts: Counts
     lengths: Lengths
-    copies: Copies
     content: Content
     agreement: Agreement = field(default_factory=Agreement)
-    voters: bool = False
-    alike: Count = Count()
     have: tuple[str, ...] = ()
     has_eval: bool = False
     model: Model | None = None
@@ -243,41 +195,8 @@ class Facts:
         """Rows that cannot be used."""
         return sum(self.faults.values())
 
-    @property
-    def most_answers(self) -> int:
-        """Answers of the prompt that has most."""
-        return max(self.counts.branches, default=0)
-
-    @property
-    def said(self) -> Said | None:
-        """What the model says."""
-        return None if self.model is None else self.model.said
-
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; shares are rounded."""
-        found: dict[str, Any] = _plain(asdict(self))
-        return found | {
-            "counts": self.counts.to_dict(),
-            "agreement": found["agreement"] | {"share": round(self.agreement.share, 4), "error": round(self.agreement.error, 4)},
-        }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"num", "of"}:
-            return {**value, "share": round(value["num"] / value["of"], 4) if value["of"] else 0.0}
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
-@dataclass(slots=True)
-class Tally:
-    """What is counted over all rows while they stream by."""
-
-    num_rows: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    passed: dict[str, int] = field(default_factory=dict)
-    serves: dict[Kind, int] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counts)
+        """For JSON."""
+        found = asdict(self)
+        rate = {"share": self.agreement.share, "error": self.agreement.error}
+        return found | {"counts": self.counts.to_dict(), "agreement": found["agreement"] | rate}

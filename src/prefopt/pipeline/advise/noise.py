@@ -23,7 +23,7 @@ class Agreement:
         agree, couples: couples of verdicts that are the same, and all couples.
         judged: pairs of answers that have several verdicts.
         contradicted: those among them with verdicts both ways.
-        votes: verdicts that are counted together before one is made of them, on average; 1: each stands for itself.
+        votes: votes of a row, on average, which are counted together; 1: rows that judge the same answers, each for itself.
     """
 
     agree: int = 0
@@ -31,6 +31,11 @@ class Agreement:
     judged: int = 0
     contradicted: int = 0
     votes: float = 1.0
+
+    @property
+    def of_voters(self) -> bool:
+        """Whether the verdicts are votes within rows."""
+        return self.votes > 1
 
     @property
     def share(self) -> float:

@@ -6,191 +6,145 @@ from pathlib import Path
 from textwrap import wrap
 
 from prefopt.config import to_yaml
-from prefopt.data.kinds import PLURAL, Kind
-from prefopt.data.summary import source_lines
+from prefopt.data.kinds import PLURAL
 from prefopt.errors import PrefoptError
-from prefopt.pipeline.advise.decide import GIVEN, Decision
-from prefopt.pipeline.advise.facts import Count, Facts, Lengths, Model, Spread, percent
-from prefopt.pipeline.advise.rules import Topic
+from prefopt.pipeline.advise.decide import Decision, Verdict
+from prefopt.pipeline.advise.facts import Count, Facts, Model, Spread, percent
 
-WIDTH = 110
-INDENT = 13
+WIDTH = 100
+"""Columns, where there is no terminal to say."""
+
+INDENT = 14
 """Columns of a line's name."""
 
-ALSO_SAID: dict[Topic, str] = {"before": "first", "weights": "weights", "settings": "settings", "data": "data"}
-
-MOST_SOURCES = 4
+MOST_SOURCES = 3
 """Sources that are named."""
 
-RARE = 0.005
-"""Share of letters from which on a script is named."""
+IMPORTANT = ("stages", "beta", "learning_rate", "lora_rank", "epochs")
+"""Settings that are shown before the others."""
+
+RARE, SOME = 0.01, 0.05
+"""Share of letters from which on a language is named, and of examples from which on a way to check them is."""
 
 
-def page(facts: Facts, decision: Decision) -> list[str]:
-    """What was found, what is advised, and the settings, line by line.
+def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
+    """What was found, what is advised, and the settings, line by line; headings are the lines that are not indented.
 
     Args:
         facts: all of them.
         decision: what follows.
+        width: columns that a line has at most.
     """
-    lines = [line for source in facts.sources[:MOST_SOURCES] for line in source_lines(source)]
+    lines = []
+    for source in facts.sources[:MOST_SOURCES]:
+        lines += wrapped(f"{source.name}: {source.num_rows:,} rows, {source.says}", width, "    ")
     if len(facts.sources) > MOST_SOURCES:
-        lines.append(f"… and {len(facts.sources) - MOST_SOURCES} more sources")
-    lines += ["", "what it is", *(line for name, text in _about(facts) for line in _entry(name, text)), ""]
-    return [*lines, "what to do", *_advice(decision), "", *_run(facts, decision)]
+        lines.append(f"and {len(facts.sources) - MOST_SOURCES} more")
+    for name, text in about(facts):
+        lines += wrapped(f"  {name:<{INDENT - 2}}{text}", width, " " * INDENT)
+    lines.append("")
+    chosen = decision.method.rule.method
+    for place, verdict in enumerate((*decision.better, decision.method)):
+        name = "until then: " if place else "advice: "
+        lines += [*wrapped(name + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
+    others = dict.fromkeys(verdict.rule.method for verdict in decision.also if verdict.rule.method not in (None, chosen))
+    if others:
+        lines += wrapped(f"  Worth a try: {', '.join(map(str, others))}.", width, "  ")
+    if firsts := decision.of("first"):
+        lines.append("first of all")
+        lines += [line for verdict in firsts for line in wrapped(f"  {plain(verdict.rule.advice)} ({verdict.because})", width, "    ")]
+    return [*lines, *table(decision, width)]
 
 
-def _entry(name: str, text: str) -> list[str]:
-    parts = wrap(text, WIDTH - INDENT - 2, break_long_words=False, break_on_hyphens=False) or [""]
-    return [f"  {name if place == 0 else '':<{INDENT}}{part}".rstrip() for place, part in enumerate(parts)]
+def wrapped(text: str, width: int, further: str) -> list[str]:
+    """The text in lines of that width, the second and further ones indented."""
+    return wrap(text, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
 
 
-def _about(facts: Facts) -> Iterator[tuple[str, str]]:
-    yield "serves as", _serves(facts)
+def reasons_of(verdict: Verdict, width: int) -> list[str]:
+    """The figures by which a row holds, and why it says what it says."""
+    return wrapped(f"  {capital(verdict.because)}. {capital(verdict.rule.why)} ({plain(verdict.rule.said_by)}).", width, "  ")
+
+
+def about(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The facts, each with its name."""
+    lengths, found = facts.lengths, facts.content
+    noun = "prompts without answers" if facts.kind == "prompts" else PLURAL[facts.kind]
+    sampled = f"; texts are those of {facts.sampled:,} drawn by prompt" if facts.sampled < facts.num_examples else ""
+    yield "examples", f"{facts.num_examples:,} {noun}{shape(facts)}{sampled}"
     if facts.num_faults or facts.passed:
-        yield "left out", _left_out(facts)
-    if facts.sampled < facts.num_examples:
-        yield "sample", f"texts are those of {Count(facts.sampled, facts.num_examples):examples}, all of the prompts that were drawn"
-    yield from _shape(facts)
-    yield from _lengths(facts.lengths, facts)
-    yield from _noise(facts)
-    yield from _copies(facts)
-    yield from _content(facts)
-    if facts.model is not None:
-        yield from _model(facts.model)
-
-
-def _serves(facts: Facts) -> str:
-    if facts.kind == "prompts":
-        return f"{facts.num_examples:,} prompts without answers: nothing that a method here learns from"
-    others: list[Kind] = [kind for kind, number in facts.serves.items() if kind != facts.kind and number]
-    also = f"; also as {', '.join(f'{facts.serves[kind]:,} {PLURAL[kind]}' for kind in others)}" if others else ""
-    return f"{facts.num_examples:,} {PLURAL[facts.kind]}, of {facts.num_rows:,} rows{also}"
-
-
-def _left_out(facts: Facts) -> str:
-    found = []
-    if facts.num_faults:
-        found.append(f"{Count(facts.num_faults, facts.num_rows):rows} with faults: {_numbers(facts.faults)}")
-    if facts.passed:
-        found.append(f"what says nothing as {PLURAL[facts.kind] if facts.kind != 'prompts' else 'prompts'}: {_numbers(facts.passed)}")
-    return "; ".join(found)
-
-
-def _numbers(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {number:,}" for reason, number in sorted(found.items(), key=lambda entry: -entry[1]))
-
-
-def _shape(facts: Facts) -> Iterator[tuple[str, str]]:
-    counts = facts.counts
-    if facts.kind == "thumbs":
-        of = counts.num_up + counts.num_down
-        yield "thumbs", f"{counts.num_up:,} up, {counts.num_down:,} down ({percent(counts.num_up / max(1, of))} up)"
-    if facts.kind == "ranked":
-        several = ", ".join(f"{number:,} of {answers}" for answers, number in sorted(counts.branches.items()))
-        yield "ranked", f"answers to a prompt: {several}; {Count(counts.num_ties, counts.branches.total()):prompts} have ties"
-
-
-def _lengths(lengths: Lengths, facts: Facts) -> Iterator[tuple[str, str]]:
-    yield "prompts", _spread(lengths.prompt, lengths.unit) if lengths.prompt.longest else "none"
-    if facts.kind == "prompts":
-        return
-    yield "answers", _spread(lengths.answer, lengths.unit)
-    if lengths.prompt.longest:
-        yield "shared", f"{percent(lengths.prompt_share)} of all that would be read without sharing is prompt"
-    if lengths.longer_chosen.of:
-        yield (
-            "longer wins",
-            f"in {lengths.longer_chosen:pairs of different length}; the longer answer is {lengths.ratio:.1f} times as long (median)",
-        )
-    elif lengths.chosen and lengths.rejected:
-        yield "good, bad", f"{lengths.chosen:,} and {lengths.rejected:,} characters (medians)"
+        yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
+    if lengths.prompt.p99:
+        shared = "" if facts.kind == "prompts" else f"; {percent(lengths.prompt_share)} of the text is prompt"
+        yield "prompts", f"{spread(lengths.prompt, lengths.unit)}{shared}"
+    if facts.kind != "prompts":
+        longer = f"; the longer one wins in {percent(lengths.longer_chosen.share)}" if lengths.longer_chosen.of else ""
+        yield "answers", f"{spread(lengths.answer, lengths.unit)}{longer}"
     if lengths.too_long.num:
         yield "too long", f"{lengths.too_long:examples} do not fit in max_length as they are"
-
-
-def _spread(spread: Spread, unit: str) -> str:
-    return f"{spread.median:,} {unit} (median); 90 % have {spread.p5:,} to {spread.p95:,}, the longest {spread.longest:,}"
-
-
-def _noise(facts: Facts) -> Iterator[tuple[str, str]]:
-    found = facts.agreement
-    if found.couples:
-        who = "votes of a row agree" if facts.voters else "verdicts on the same two answers agree"
-        both_ways = Count(found.contradicted, found.judged)
-        several = f"{both_ways:rows} have votes" if facts.voters else f"{both_ways:pairs of answers that were judged again} have verdicts"
-        text = f"{who} in {Count(found.agree, found.couples):couples}; {several} both ways. If each were wrong as often, and by itself, "
-        yield "verdicts", f"{text}about {percent(found.error)} of {'what most say' if facts.voters else 'them'} would be wrong"
-    elif facts.lengths.longer_chosen.of:
-        yield "verdicts", "no two answers are judged more than once: how many verdicts are wrong cannot be told"
-    if facts.alike.num:
-        yield "edits", f"in {facts.alike:pairs} the two answers share most of their wording"
-
-
-def _copies(facts: Facts) -> Iterator[tuple[str, str]]:
-    found = facts.copies
-    if not found.prompts:
-        yield (
-            "copies",
-            f"{found.repeated:examples} repeat an earlier one, {found.near:different ones} are near copies of one; there are no prompts",
-        )
-        return
-    rows = f"{found.repeated:examples} repeat an earlier one, {found.near:different ones} are near copies of one"
-    yield "copies", f"{rows}; {found.near_prompts:different prompts} are near copies of an earlier one"
-    yield "held out", f"of {found.held_out}, {found.leaks:examples} open like one that is trained on"
-
-
-def _content(facts: Facts) -> Iterator[tuple[str, str]]:
-    found = facts.content
-    named = {script: share for script, share in found.scripts.items() if share >= RARE}
-    if named:
-        others = len(found.scripts) - len(named)
-        more = f", {others} more below {percent(RARE)} each" if others else ""
-        yield "scripts", f"{', '.join(f'{script} {percent(share)}' for script, share in named.items())}{more} of all letters"
+    if verdicts := noise(facts):
+        yield "verdicts", verdicts
+    yield "copies", copies(facts)
+    if named := [f"{name} {percent(share)}" for name, share in found.languages.items() if share >= RARE]:
+        yield "language", ", ".join(named)
     checks = [
         (f"{found.numeric:good answers} end in a final answer", found.numeric),
         (f"{found.code:good answers} hold code", found.code),
-        (f"{found.tests:rows} bring tests", found.tests),
-        (f"{found.instructions:rows} name constraints that a program can check", found.instructions),
-        (f"{found.truths:rows} bring the right answer", found.truths),
+        (f"{found.tests:examples} bring tests", found.tests),
+        (f"{found.constraints:examples} name constraints", found.constraints),
+        (f"{found.truths:examples} bring the right answer", found.truths),
     ]
-    said = [words for words, count in checks if count.num]
-    if said:
-        yield "checkable", "; ".join(said)
-    if found.broken.num:
-        yield "broken", f"{found.broken:texts} have characters that were lost, or UTF-8 that was read as something else"
+    yield "checkable", "; ".join(words for words, count in checks if count.share >= SOME) or "nothing that a program could"
+    if facts.model is not None:
+        yield from model_lines(facts.model)
 
 
-def _model(model: Model) -> Iterator[tuple[str, str]]:
+def shape(facts: Facts) -> str:
+    """Thumbs up and down, or answers of each prompt."""
+    counts = facts.counts
+    if facts.kind == "thumbs":
+        return f": {counts.num_up:,} up, {counts.num_down:,} down ({percent(counts.num_up / max(1, counts.num_up + counts.num_down))} up)"
+    if facts.kind == "ranked":
+        ties = f"; {counts.num_ties:,} with ties" if counts.num_ties else ""
+        return f": {', '.join(f'{number:,} of {answers}' for answers, number in sorted(counts.branches.items()))} answers{ties}"
+    return ""
+
+
+def spread(lengths: Spread, unit: str) -> str:
+    """The median, and what most have."""
+    return f"{lengths.median:,} {unit} (median), 95 % have up to {lengths.p95:,}"
+
+
+def noise(facts: Facts) -> str:
+    """How far verdicts agree; empty where nothing is judged against something else."""
+    found = facts.agreement
+    if found.couples:
+        who = "votes" if found.of_voters else "two verdicts on the same answers"
+        whose = "what most say" if found.of_voters else "verdicts"
+        return f"{who} agree in {Count(found.agree, found.couples):couples}: about {percent(found.error)} of {whose} is wrong"
+    return "nothing is judged twice: how many are wrong cannot be told" if facts.kind in ("pair", "ranked") else ""
+
+
+def copies(facts: Facts) -> str:
+    """What is there several times."""
+    found = facts.content
+    parts = [
+        f"{found.repeated:examples} repeat an earlier one" if found.repeated.num else "",
+        f"{found.near:examples} are near copies of one" if found.near.num else "",
+        f"in {found.alike:pairs} both answers are near copies" if found.alike.num else "",
+    ]
+    return "; ".join(part for part in parts if part) or "none"
+
+
+def model_lines(model: Model) -> Iterator[tuple[str, str]]:
+    """What is known of the model, and what of its training fits."""
     context = f", reads {model.context:,} tokens" if model.context else ""
     template = "a chat template" if model.has_template else "no chat template"
-    yield "model", f"{model.name}: {model.num_parameters / 1e6:,.1f} million weights{context}, {template}"
-    if model.said is None:
-        yield "its view", f"not asked: {model.silent}"
-    else:
-        said = model.said
-        bad = "" if said.bad is None else f", of the bad ones {said.bad:.2f}"
-        prefers = f"; it finds the chosen one likelier in {said.prefers:pairs}" if said.prefers.of else ""
-        cost = f"a token of the good answers costs it {said.good:.2f} nats{bad}; one of its own would cost {said.own:.2f}"
-        yield "its view", f"{cost}{prefers} ({said.num:,} examples)"
-    yield "memory", model.room
-    for way in model.ways:
-        fits = ("fits" if way.gpus == 1 else f"fits on {way.gpus} GPUs") if way.fits else "does not fit"
-        with_ = ", ".join(f"{name} {plain_value(value)}" for name, value in way.changes.items())
-        yield "", f"{way.name}: {way.peak}, {fits}{f' with {with_}' if with_ else ''}"
-
-
-def _advice(decision: Decision) -> list[str]:
-    held = [("best", verdict) for verdict in decision.better]
-    held.append(("meanwhile" if held else "method", decision.method))
-    held += [(name, verdict) for topic, name in ALSO_SAID.items() for verdict in decision.of(topic)]
-    lines = []
-    for name, verdict in held:
-        lines += _entry(name, verdict.rule.advice)
-        lines += _entry("", f"found: {verdict.because}")
-        lines += _entry("", f"why: {capital(verdict.rule.reason)} ({plain(verdict.rule.said_by)})")
-    also = [f"{verdict.rule.advice} ({verdict.because})" for verdict in decision.also]
-    return lines + (_entry("also", f"these hold too: {'; '.join(also)}") if also else [])
+    cost = f"not asked: {model.silent}" if model.nats is None else f"a token of good answers costs it {model.nats:.2f} nats"
+    yield "model", f"{model.num_parameters / 1e6:,.1f} million weights{context}, {template}; {cost}"
+    if model.ways:
+        ways = ", ".join(f"{way.name} {way.peak}{'' if way.fits else ' (does not fit)'}" for way in model.ways)
+        yield "memory", f"{model.room}: {ways}"
 
 
 def capital(text: str) -> str:
@@ -198,45 +152,44 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def plain(source: str) -> str:
-    """A source without the links of Markdown: what to type, or where to read."""
-    source = re.sub(r"\[[\w-]+\]\(methods/([\w-]+)\.md\)", r"prefopt methods \1", source)
-    source = re.sub(r"\[([\d.]+)\]\(https[^)]*\)", r"arXiv \1", source)
-    return re.sub(r"\[[\w-]+\]\(([\w-]+\.md)\)", r"docs/\1", source)
+def plain(text: str) -> str:
+    """Without Markdown: what to type, or where to read."""
+    text = re.sub(r"\[[\w-]+\]\(methods/([\w-]+)\.md\)", r"prefopt methods \1", text)
+    text = re.sub(r"\[([\d.]+)\]\(https[^)]*\)", r"arXiv \1", text)
+    return re.sub(r"\[[\w-]+\]\(([\w-]+\.md)\)", r"docs/\1", text).replace("`", "")
 
 
-def _run(facts: Facts, decision: Decision) -> list[str]:
-    """The settings, one per line, each with its reason."""
+def table(decision: Decision, width: int) -> list[str]:
+    """The settings that have a reason, one per line; what every run has is in the file alone."""
     if not decision.config:
-        return ["There is nothing to train yet."]
+        return ["", "There is nothing to train yet."]
     rows = []
+    stages = decision.config.get("stages", ())
     for name, value in decision.config.items():
-        within = value if isinstance(value, dict) and name in decision.config.get("stages", ()) else {name: value}
-        rows += [(key if within is not value else f"{name}: {key}", own, _why(decision, key)) for key, own in within.items()]
-    rows += [(name, "left out", why) for name, why in decision.left.items()]
-    shown = [(name, plain_value(value), why) for name, value, why in rows]
-    names = max(len(name) for name, _, _ in shown) + 2
-    values = max(len(value) for _, value, why in shown if why) + 2
+        of_stage = isinstance(value, dict) and name in stages
+        own = value if of_stage else {name: value}
+        rows += [(f"{name}: {key}" if of_stage else key, plain_value(entry), decision.reasons.get(key)) for key, entry in own.items()]
+    there = {name.rpartition(" ")[2] for name, *_ in rows}
+    rows += [(name, "-", why) for name, why in decision.reasons.items() if name not in there]
+    shown = sorted(((name, value, why) for name, value, why in rows if why), key=lambda row: importance(row[0].rpartition(" ")[2]))
+    names, values = (max(len(row[place]) for row in shown) + 2 for place in (0, 1))
     lines = ["settings"]
-    for name, value, why in shown:
-        room = max(30, WIDTH - names - values - 2)
-        parts = wrap(why, room, break_long_words=False, break_on_hyphens=False) or [""]
-        lines.append(f"  {name:<{names}}{value:<{values}}{parts[0]}".rstrip())
-        lines += [f"{'':<{names + values + 2}}{part}" for part in parts[1:]]
+    for place, (name, value, why) in enumerate(shown):
+        words = "" if place and why == shown[place - 1][2] else why
+        head = f"  {name:<{names}}{value:<{values}}"
+        lines += wrapped(head + words, width, " " * len(head)) if words else [head.rstrip()]
     return lines
 
 
-def _why(decision: Decision, name: str) -> str:
-    reason = decision.reasons.get(name, "")
-    return "" if reason == GIVEN else reason
+def importance(name: str) -> int:
+    """Place of a setting among those that are shown."""
+    return IMPORTANT.index(name) if name in IMPORTANT else len(IMPORTANT)
 
 
 def plain_value(value: object) -> str:
     """As it is written on the command line."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    if isinstance(value, dict):
-        return " ".join(f"{name}={entry}" for name, entry in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -253,21 +206,19 @@ def commands(decision: Decision, path: Path, *, written: bool, has_model: bool) 
     """
     if not decision.config:
         return []
-    model = "" if has_model else " --model MODEL"
-    lines = ["", f"settings: {path}"] if written else ["", f"--write {path} keeps these settings; then"]
+    end = f" --config {path}" + ("" if has_model else " --model MODEL")
     launcher = f"torchrun --nproc-per-node {decision.gpus} -m prefopt" if decision.gpus > 1 else "prefopt"
-    lines += [f"  {launcher} train --config {path}{model}"]
-    return lines + ([f"  {decision.sweep}{path}{model}"] if decision.sweep else [])
+    lines = ["", f"{path} has them" if written else f"--write {path} keeps them; then", f"  {launcher} train{end}"]
+    return lines + ([f"  {decision.sweep}{end}"] if decision.sweep else [])
 
 
 def yaml_of(decision: Decision) -> str:
     """The settings, each below the reason for it."""
-    parts = ["# Written by `prefopt advise`.\n"]
     chosen = decision.method
-    why = {**decision.reasons, "method": f"{capital(chosen.because)}. {capital(chosen.rule.reason)}."}
+    why: Mapping[str, str] = {**decision.reasons, "method": f"{capital(chosen.because)}. {capital(chosen.rule.why)}."}
+    parts = ["# Written by `prefopt advise`.\n"]
     for name, value in decision.config.items():
-        if (reason := why.get(name)) and reason != GIVEN:
-            parts += [f"# {line}\n" for line in wrap(" ".join(reason.split()), WIDTH, break_long_words=False, break_on_hyphens=False)]
+        parts += [f"# {line}\n" for line in wrapped(" ".join(why.get(name, "").split()), WIDTH, "")]
         parts.append(to_yaml({name: value}))
     return "".join(parts)
 
@@ -279,7 +230,7 @@ def write(path: Path, decision: Decision) -> None:
         PrefoptError: it cannot be written, or there are none.
     """
     if not decision.config:
-        raise PrefoptError(f"{path} is not written: there is nothing to train yet. {decision.method.rule.advice}.")
+        raise PrefoptError(f"{path} is not written: there is nothing to train yet. {capital(plain(decision.method.rule.advice))}.")
     try:
         path.expanduser().write_text(yaml_of(decision), encoding="utf-8")
     except OSError as error:

@@ -1,14 +1,12 @@
 """The walk: look at the data, ask the model, decide, and say it."""
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.pipeline.advise.decide import Decision, config_path, decide
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.look import look
-from prefopt.pipeline.advise.page import commands, page, write
+from prefopt.pipeline.advise.page import WIDTH, commands, page, write
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 
@@ -17,14 +15,14 @@ class Advice:
     """What was found, and what follows from it.
 
     Attributes:
+        settings: the question.
         facts: figures.
         decision: the rules that hold, and the settings that come of them.
-        lines: both in words.
     """
 
+    settings: AdviseSettings
     facts: Facts
     decision: Decision
-    lines: tuple[str, ...]
 
     @property
     def method(self) -> str | None:
@@ -36,17 +34,19 @@ class Advice:
         """Settings for `prefopt train --config`; empty where there is nothing to train."""
         return dict(self.decision.config)
 
+    def lines(self, width: int = WIDTH) -> list[str]:
+        """All of it in words, in lines of that width; headings are those that are not indented."""
+        written = self.settings.write is not None
+        next_steps = commands(self.decision, config_path(self.settings), written=written, has_model=self.settings.model is not None)
+        return page(self.facts, self.decision, width) + next_steps
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"facts": self.facts.to_dict(), "advice": self.decision.to_dict()}
 
 
-def advise(settings: AdviseSettings, say: Callable[[str], object] = lambda line: None) -> Advice:
+def advise(settings: AdviseSettings) -> Advice:
     """Look at the data, and at the model if one is given, and say which method, with which settings, and why.
-
-    Args:
-        settings: the question.
-        say: takes the answer, line by line.
 
     Raises:
         PrefoptError: the data or the model cannot be read, or the settings cannot be written.
@@ -57,11 +57,6 @@ def advise(settings: AdviseSettings, say: Callable[[str], object] = lambda line:
 
         facts = ask(settings, facts, settings.model)
     decision = decide(settings, facts)
-    lines = page(facts, decision)
-    lines += commands(decision, config_path(settings), written=settings.write is not None, has_model=settings.model is not None)
-    advice = Advice(facts, decision, tuple(lines))
     if settings.write is not None:
         write(settings.write, decision)
-    for line in [json.dumps(advice.to_dict(), ensure_ascii=False, indent=1)] if settings.json else lines:
-        say(line)
-    return advice
+    return Advice(settings, facts, decision)

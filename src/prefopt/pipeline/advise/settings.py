@@ -16,11 +16,8 @@ from prefopt.pipeline.plan_settings import num_bytes
 Have = Literal["checker", "reward-model", "shaped-rewards"]
 """What no data shows."""
 
-NEED_A_MODEL = (
-    *("chat_template", "template_args", "text_as", "max_length", "too_long", "data_workers", "cache_dir"),
-    *("memory", "device", "gpus", "ask", "trust_remote_code"),
-)
-"""Settings about tokens, memory, or the model itself."""
+NEED_A_MODEL = ("data_workers", "cache_dir", "memory", "device", "gpus", "ask", "trust_remote_code")
+"""Settings about tokens that are made, memory, or the model itself."""
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydantic has a method `json`, long replaced, which the flag of that name hides
@@ -41,12 +38,11 @@ with warnings.catch_warnings():
             ge=10,
             help="Examples whose text is looked at: all rows are read and counted, and of more than this a sample is kept, by prompt.",
         )
-        ask: int = Setting(64, ge=0, le=10_000, help="Examples whose answers the model is asked about; 0: its weights are not loaded.")
+        ask: int = Setting(32, ge=0, le=10_000, help="Examples whose answers the model is asked about; 0: its weights are not loaded.")
         memory: str | None = Setting(None, help="Memory that there is, as in `prefopt plan`: 24GB; the default is what is free here.")
         device: Literal["auto", "cpu", "cuda"] = Setting("auto", help="Where training would run, as in `prefopt plan`.")
         gpus: int = Setting(8, ge=1, le=1024, help="GPUs of that memory that there are at most.")
         trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
-        seed: int = Setting(0, ge=0, help="Seed of the sample, and of the held-out split whose near copies are counted.")
         write: Path | None = Setting(None, help="Write the settings that are advised to this YAML file, for `prefopt train --config`.")
         json: bool = Setting(  # type: ignore[assignment]
             False, help="Print what was found and what is advised as JSON."
@@ -61,19 +57,11 @@ with warnings.catch_warnings():
             return value
 
         @model_validator(mode="after")
-        def _standard_input_is_read_once(self) -> "AdviseSettings":
+        def _goes_together(self) -> "AdviseSettings":
             if self.model is not None and any(item.partition(":")[0] == "-" for item in (*self.data, *self.eval_data)):
                 raise ValueError("with a model the data is read twice, and standard input (`-`) can be read once: give a file")
-            return self
-
-        @model_validator(mode="after")
-        def _bad_rows_are_counted(self) -> "AdviseSettings":
             if "on_bad_row" in self.model_fields_set:
                 raise ValueError("on_bad_row is not for advice, which counts bad rows and goes on: leave it out")
-            return self
-
-        @model_validator(mode="after")
-        def _tokens_need_a_model(self) -> "AdviseSettings":
             if self.model is None and (given := [name for name in NEED_A_MODEL if name in self.model_fields_set]):
                 raise ValueError(f"{', '.join(given)} say something about a model: give model too")
             return self
