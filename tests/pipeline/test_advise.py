@@ -17,7 +17,7 @@ from prefopt.methods.kto import STILL_BALANCED
 from prefopt.methods.table import METHODS
 from prefopt.pipeline.advise import choices, signs
 from prefopt.pipeline.advise.decide import Decision, decide
-from prefopt.pipeline.advise.facts import Content, Count, Facts, Lengths, Model, Spread, Way, percent
+from prefopt.pipeline.advise.facts import Content, Count, Facts, Lengths, Model, Spread, Way, counted, percent
 from prefopt.pipeline.advise.noise import Agreement, of_most
 from prefopt.pipeline.advise.page import commands, page, yaml_of
 from prefopt.pipeline.advise.rules import RULES, TOPICS, Rule
@@ -64,6 +64,7 @@ CHATS = content(raw=Count(0, 5000))
 NOISY = Agreement(164, 200, 150, 30)
 
 CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
+    "are-too-few": (facts(num=12), "there are 12", {"method": "ipo", "eval_fraction": None, "eval_every_steps": None, "early_stop": None}),
     "is-untuned": (
         facts(content=CHATS, model=model(has_template=False)),
         "its tokenizer brings no chat template, and all 5,000 examples are chats",
@@ -80,8 +81,8 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",
         {"method": "dpo"},
     ),
-    "needs-shaping": (facts(have=("shaped-rewards",)), "as you say", {"method": "dpo"}),
-    "has-reward-model": (facts(have=("reward-model",)), "as you say", {"method": "dpo"}),
+    "needs-shaping": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
+    "has-reward-model": (facts(have=("reward-model",)), "there is a strong reward model, as you say", {"method": "dpo"}),
     "can-be-checked": (
         facts("demonstration", content=content(numeric=Count(4900, 5000))),
         "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
@@ -144,7 +145,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"method": "dpo", "learning_rate": 1e-5, "lora_rank": None},
     ),
     "is-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "early_stop": 2, "eval_fraction": 0.1}),
-    "is-short": (facts(num=1500), "1,500 examples make 23 steps of a batch of 64", {"batch_size": 32, "eval_every_steps": 4}),
+    "is-short": (facts(num=1500), "1,500 examples in batches of 64: 23 steps", {"batch_size": 32, "eval_every_steps": 4}),
     "is-unbalanced": (
         facts("thumbs", counts=Counts(1000, 4000)),
         "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
@@ -263,7 +264,16 @@ def test_the_sweep_stays_within_what_is_usual():
 
 @pytest.mark.parametrize(
     ("num", "batch", "steps", "every"),
-    [(50, 8, 17, 1), (400, 32, 34, 3), (999, 64, 43, 4), (1000, 16, 60, 6), (2100, 64, 32, 3), (5000, 64, 75, 7), (100_000, 64, 1485, 148)],
+    [
+        (50, 8, 17, 1),
+        (20, 8, 8, 1),
+        (400, 32, 34, 3),
+        (999, 64, 43, 4),
+        (1000, 16, 60, 6),
+        (2100, 64, 32, 3),
+        (5000, 64, 75, 7),
+        (100_000, 64, 1485, 148),
+    ],
 )
 def test_a_batch_leaves_enough_steps(num: int, batch: int, steps: int, every: int):
     found = facts(num=num)
@@ -287,7 +297,8 @@ def test_the_rate_of_wrong_verdicts_follows_from_agreement():
     assert Agreement(40, 100, 1, 1).error == 0.5
 
 
-def test_shares_in_words():
+def test_numbers_in_words():
+    assert (counted(1, "pairs"), counted(2000, "pairs"), counted(0, "rows")) == ("1 pair", "2,000 pairs", "0 rows")
     said = {0.0: "0 %", 0.0004: "below 0.1 %", 0.042: "4.2 %", 0.05: "5 %", 0.0999: "10 %", 0.5: "50 %", 0.993: "99.3 %", 1.0: "100 %"}
     assert {share: percent(share) for share in said} == said
     assert f"{Count(0, 5):rows}, {Count(5, 5):rows}, {Count(1, 4):rows}" == "none of 5 rows, all 5 rows, 1 of 4 rows (25 %)"

@@ -12,6 +12,9 @@ from prefopt.training.watching.start import ENOUGH_STEPS
 FEW = 1000
 """Examples below which there are few of them: fifteen steps of a batch of 64."""
 
+TOO_FEW = 50
+"""Examples below which a tenth is too few to say anything, so that nothing is held out."""
+
 HELD_OUT, HELD_OUT_OF_FEW = 0.05, 0.1
 """Share that is held out where nothing else is said: enough of few to say anything."""
 
@@ -43,8 +46,15 @@ def epochs(facts: Facts) -> float:
 
 
 def held_out(facts: Facts) -> float:
-    """Share that is held out; 0 where held-out data is given."""
-    return 0.0 if facts.has_eval else HELD_OUT_OF_FEW if facts.num_examples < FEW else HELD_OUT
+    """Share that is held out; 0 where held-out data is given, or where there is too little."""
+    if facts.has_eval or facts.num_examples < TOO_FEW:
+        return 0.0
+    return HELD_OUT_OF_FEW if facts.num_examples < FEW else HELD_OUT
+
+
+def evaluated(facts: Facts, **values: Any) -> dict[str, Any]:
+    """These settings, where there is anything to evaluate on."""
+    return values if facts.has_eval or held_out(facts) else {}
 
 
 def trained_on(facts: Facts) -> int:

@@ -13,12 +13,12 @@ SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hang
 """Unicode's name for the characters of a script, where it is not what people call the script."""
 
 FREQUENT = {
-    "English": "the and of to is that for with you this are it",
+    "English": "the and of to is that for with you this are it how what can your",
     "German": "der die und das ist nicht ich ein eine zu mit auf",
     "French": "le la les des est et que une dans pour pas qui",
     "Spanish": "el los las es que una por para con del como se",
     "Italian": "il di che è per una gli sono della con del non",
-    "Portuguese": "o os que não uma para com do da em é como",
+    "Portuguese": "o os que não uma para com são da em é ao pelo",
     "Dutch": "de het een en van is dat niet met voor zijn op",
 }
 """Languages in Latin letters -> some of their most frequent words."""
@@ -61,19 +61,25 @@ def script_of(character: str) -> str:
 
 
 def latin_language(text: str) -> str:
-    """The language of a text in Latin letters by its most frequent words; "Latin" where they do not tell."""
+    """The language of a text in Latin letters, by two or more of its most frequent words; "Latin" where they do not tell."""
     words = re.findall(r"[^\W\d_]+", text.lower())
     found: Counter[str] = Counter()
+    different: Counter[str] = Counter()
     for word, number in Counter(words).items():
         for name in LANGUAGE_OF.get(word, ()):
             found[name] += number
+            different[name] += 1
     ((name, number),) = found.most_common(1) or [("", 0)]
-    return name if number > TELLS * len(words) else "Latin"
+    return name if number > TELLS * len(words) and different[name] > 1 else "Latin"
 
 
 def languages_of(texts: Iterable[str]) -> dict[str, float]:
-    """Share of all letters that belongs to each language in Latin letters, and to each other script, the largest first."""
+    """Share of all letters that belongs to each language in Latin letters, and to each other script, the largest first.
+
+    Texts too short to tell are looked at together.
+    """
     counted: Counter[str] = Counter()
+    short = []
     for text in texts:
         start = text[:LOOKED_AT]
         own: Counter[str] = Counter()
@@ -81,8 +87,11 @@ def languages_of(texts: Iterable[str]) -> dict[str, float]:
             if script := script_of(character):
                 own[script] += number
         if latin := own.pop("Latin", 0):
-            own[latin_language(start)] += latin
+            own[language := latin_language(start)] += latin
+            short += [start] if language == "Latin" else []
         counted.update(own)
+    if untold := counted.pop("Latin", 0):
+        counted[latin_language(" ".join(short))] += untold
     total = counted.total()
     return {name: number / total for name, number in counted.most_common()}
 

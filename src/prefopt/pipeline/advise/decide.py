@@ -122,7 +122,8 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
     reasons["epochs"] = "one pass; held-out figures say whether another pays"
     if fraction := settings.eval_fraction or held_out(facts):
         values["eval_fraction"] = fraction
-    values["eval_every_steps"] = eval_every(facts)
+    if fraction or facts.has_eval:
+        values["eval_every_steps"] = eval_every(facts)
     if facts.model is None:
         reasons["lora_rank"] = "the run trains all weights; --model MODEL says whether they fit, or LoRA"
     for verdict in decision.of("settings"):
@@ -140,7 +141,7 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
     under[name] = {**own, **under[name]}
     given = {"model": settings.model} if settings.model else {}
     if len(stages) > 1:
-        reasons["stages"] = decision.of("first")[0].because
+        reasons["stages"] = next(verdict.because for verdict in decision.of("first") if verdict.rule.sign is signs.is_untuned)
         config = {**given, "stages": stages, **values, **under}
     else:
         config = {"method": name, **given, **values, **under[name]}

@@ -45,6 +45,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.{1 if 0.99 < share < 1 else 0}f} %"
 
 
+def counted(number: int, nouns: str) -> str:
+    """`1 pair`, `2,000 pairs`; of one the last letter goes."""
+    return f"{number:,} {nouns if number != 1 else nouns[:-1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """How long texts are: the median, and what 95 and 99 in 100 have at most."""

@@ -9,7 +9,7 @@ from prefopt.config import to_yaml
 from prefopt.data.kinds import PLURAL
 from prefopt.errors import PrefoptError
 from prefopt.pipeline.advise.decide import Decision, Verdict
-from prefopt.pipeline.advise.facts import Count, Facts, Model, Spread, percent
+from prefopt.pipeline.advise.facts import Count, Facts, Model, Spread, counted, percent
 
 WIDTH = 100
 """Columns, where there is no terminal to say."""
@@ -37,7 +37,7 @@ def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
     """
     lines = []
     for source in facts.sources[:MOST_SOURCES]:
-        lines += wrapped(f"{source.name}: {source.num_rows:,} rows, {source.says}", width, "    ")
+        lines += wrapped(f"{source.name}: {counted(source.num_rows, 'rows')}, {source.says}", width, "    ")
     if len(facts.sources) > MOST_SOURCES:
         lines.append(f"and {len(facts.sources) - MOST_SOURCES} more")
     for name, text in about(facts):
@@ -45,7 +45,7 @@ def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
     lines.append("")
     chosen = decision.method.rule.method
     for place, verdict in enumerate((*decision.better, decision.method)):
-        name = "until then: " if place else "advice: "
+        name = "advice: " if place == 0 else "until then: " if verdict is decision.method else "or: "
         lines += [*wrapped(name + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
     others = dict.fromkeys(verdict.rule.method for verdict in decision.also if verdict.rule.method not in (None, chosen))
     if others:
@@ -69,9 +69,9 @@ def reasons_of(verdict: Verdict, width: int) -> list[str]:
 def about(facts: Facts) -> Iterator[tuple[str, str]]:
     """The facts, each with its name."""
     lengths, found = facts.lengths, facts.content
-    noun = "prompts without answers" if facts.kind == "prompts" else PLURAL[facts.kind]
+    nouns = "prompts" if facts.kind == "prompts" else PLURAL[facts.kind]
     sampled = f"; texts are those of {facts.sampled:,} drawn by prompt" if facts.sampled < facts.num_examples else ""
-    yield "examples", f"{facts.num_examples:,} {noun}{shape(facts)}{sampled}"
+    yield "examples", f"{counted(facts.num_examples, nouns)}{shape(facts)}{sampled}"
     if facts.num_faults or facts.passed:
         yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
     if lengths.prompt.p99:

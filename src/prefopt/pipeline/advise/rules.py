@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from prefopt.methods.table import METHODS, MethodRow
 from prefopt.pipeline.advise import signs
-from prefopt.pipeline.advise.choices import batch_size, epochs, error_rate, max_length, what_fits
+from prefopt.pipeline.advise.choices import batch_size, epochs, error_rate, evaluated, max_length, what_fits
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.signs import Sign
 
@@ -89,6 +89,13 @@ def to(**values: Any) -> Values:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "first",
+        signs.are_too_few,
+        "collect more: a few hundred clean ones",
+        "So few say little, and none of them can be held out",
+        OURS,
+    ),
     Rule(
         "first",
         signs.is_untuned,
@@ -168,7 +175,7 @@ RULES: tuple[Rule, ...] = (
         "method",
         signs.is_demonstrations,
         "`sft`; for a preference method, let the model answer each prompt several times (`prefopt generate`) and have the answers judged",
-        "Nothing here says what is worse",
+        "Preference methods need answers that are worse, too",
         "[sft](methods/sft.md)",
         ("sft",),
     ),
@@ -247,7 +254,7 @@ RULES: tuple[Rule, ...] = (
         "several epochs, and the model of the best evaluation",
         "One pass teaches little of few examples; held-out loss says when it has been enough",
         "[watch](watch.md); [ipo](methods/ipo.md)",
-        settings=to(epochs=epochs, early_stop=2),
+        settings=lambda facts: {"epochs": epochs(facts), **evaluated(facts, early_stop=2)},
     ),
     Rule(
         "settings",

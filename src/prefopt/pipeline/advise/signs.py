@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from prefopt.data.settings import DataSettings
 from prefopt.methods.kto import STILL_BALANCED
-from prefopt.pipeline.advise.choices import FEW, default, steps_of_default
-from prefopt.pipeline.advise.facts import Count, Facts
+from prefopt.pipeline.advise.choices import FEW, TOO_FEW, default, steps_of_default
+from prefopt.pipeline.advise.facts import Count, Facts, counted
 from prefopt.training.watching.start import ENOUGH_STEPS, UNKNOWN_TEXT
 
 Sign = Callable[[Facts], str]
@@ -37,12 +37,12 @@ DOUBTFUL = 0.01
 
 def needs_shaping(facts: Facts) -> str:
     """The user needs rewards of another form than better and worse."""
-    return "as you say" if "shaped-rewards" in facts.have else ""
+    return "rewards are shaped, as you say" if "shaped-rewards" in facts.have else ""
 
 
 def has_reward_model(facts: Facts) -> str:
     """The user has a strong reward model."""
-    return "as you say" if "reward-model" in facts.have else ""
+    return "there is a strong reward model, as you say" if "reward-model" in facts.have else ""
 
 
 def can_be_checked(facts: Facts) -> str:
@@ -63,7 +63,7 @@ def can_be_checked(facts: Facts) -> str:
 
 def is_prompts(facts: Facts) -> str:
     """Questions that nobody has answered."""
-    return f"{facts.num_examples:,} prompts, and no answers" if facts.kind == "prompts" else ""
+    return f"{counted(facts.num_examples, 'prompts')}, and no answers" if facts.kind == "prompts" else ""
 
 
 def is_all_down(facts: Facts) -> str:
@@ -84,7 +84,9 @@ def is_thumbs(facts: Facts) -> str:
 
 def is_demonstrations(facts: Facts) -> str:
     """One answer to each prompt, of which nothing is said."""
-    return f"{facts.num_examples:,} single answers, and nothing that says better or worse" if facts.kind == "demonstration" else ""
+    return (
+        f"{counted(facts.num_examples, 'single answers')}, and nothing that says better or worse" if facts.kind == "demonstration" else ""
+    )
 
 
 def is_ranked(facts: Facts) -> str:
@@ -97,8 +99,8 @@ def is_ranked(facts: Facts) -> str:
 def is_pairs(facts: Facts) -> str:
     """Two answers, or more, of which one is better."""
     if facts.kind == "pair":
-        return f"{facts.num_examples:,} pairs"
-    return f"{facts.num_examples:,} rankings" if facts.kind == "ranked" else ""
+        return counted(facts.num_examples, "pairs")
+    return counted(facts.num_examples, "rankings") if facts.kind == "ranked" else ""
 
 
 def is_edited(facts: Facts) -> str:
@@ -133,14 +135,19 @@ def is_chance(facts: Facts) -> str:
     return f"verdicts on the same answers agree in {Count(found.agree, found.couples):couples}; coins would in half of them"
 
 
+def are_too_few(facts: Facts) -> str:
+    """Fewer than {TOO_FEW} examples."""
+    return f"there are {facts.num_examples}" if facts.num_examples < TOO_FEW else ""
+
+
 def is_few(facts: Facts) -> str:
     """Fewer than {FEW:,} examples."""
-    return f"{facts.num_examples:,} examples, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_examples < FEW else ""
+    return f"{counted(facts.num_examples, 'examples')}, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_examples < FEW else ""
 
 
 def are_few_pairs(facts: Facts) -> str:
     """Fewer than {FEW:,} pairs, or rankings."""
-    return is_few(facts).replace("examples", is_pairs(facts).partition(" ")[2]) if is_pairs(facts) else ""
+    return f"{is_pairs(facts)}, fewer than {FEW:,}" if is_pairs(facts) and is_few(facts) else ""
 
 
 def is_longer_better(facts: Facts) -> str:
@@ -212,7 +219,7 @@ def is_short(facts: Facts) -> str:
     steps = steps_of_default(facts)
     if facts.kind == "prompts" or steps >= ENOUGH_STEPS:
         return ""
-    return f"{facts.num_examples:,} examples make {steps} steps of a batch of {default('batch_size')}"
+    return f"{counted(facts.num_examples, 'examples')} in batches of {default('batch_size')}: {counted(steps, 'steps')}"
 
 
 def is_unbalanced(facts: Facts) -> str:
