@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from tests.command_line import prefopt, refused
 
+import prefopt as prefopt_package
 from prefopt.config import read_yaml
 from prefopt.models.load import choose_precision
 from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.advise import ask
+from prefopt.pipeline.advise.facts import Count
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -57,27 +59,28 @@ def test_without_a_model_the_settings_run_with_one(tmp_path: Path, model_folder:
     assert ran.code == 0, ran.err
 
 
-def test_json_holds_figures_and_advice(tmp_path: Path):
-    found = json.loads(prefopt("advise", written(tmp_path, pairs()), "--json").check().out)
-    assert found["facts"]["num_examples"] == 24
-    assert found["facts"]["lengths"]["longer_chosen"] == {"num": 24, "of": 24}
-    assert found["advice"]["method"]["method"] == "ipo"
-    assert found["advice"]["method"]["because"] == "24 pairs, fewer than 1,000"
-    assert found["advice"]["config"]["data"] == [str(tmp_path / "pairs.jsonl")]
+def test_from_python_the_figures_and_the_advice_are_at_hand(tmp_path: Path):
+    advice = prefopt_package.advise(written(tmp_path, pairs()))
+    assert advice.facts.num_examples == 24
+    assert advice.facts.lengths.longer_chosen == Count(24, 24)
+    assert advice.method == "ipo"
+    assert advice.decision.method.because == "24 pairs, fewer than 1,000"
+    assert advice.config["data"] == [str(tmp_path / "pairs.jsonl")]
 
 
 def test_a_model_is_asked_about_good_answers(tmp_path: Path, model_folder: Callable[..., Path]):
-    found = json.loads(prefopt("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--json", "--ask", "8").check().out)
-    model = found["facts"]["model"]
-    assert model["num_asked"] == 8
-    assert 5 < model["nats"] < 7  # random weights: log 384 is 5.95
-    assert model["has_template"]
-    assert model["num_parameters"] < 100_000
-    assert found["facts"]["lengths"]["unit"] == "tokens"
-    assert {way["name"] for way in model["ways"]} == {"full", "LoRA 16", "QLoRA 16"}
-    silent = json.loads(prefopt("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--json", "--ask", "0").check().out)
-    assert silent["facts"]["model"]["nats"] is None
-    assert silent["facts"]["model"]["silent"] == "as you say"
+    data, folder = written(tmp_path, pairs()), str(model_folder())
+    facts = prefopt_package.advise(data, model=folder, ask=8).facts
+    assert facts.model is not None
+    assert facts.model.num_asked == 8
+    assert 5 < facts.model.nats < 7  # random weights: log 384 is 5.95
+    assert facts.model.has_template
+    assert facts.model.num_parameters < 100_000
+    assert facts.lengths.unit == "tokens"
+    assert {way.name for way in facts.model.ways} == {"full", "LoRA 16", "QLoRA 16"}
+    silent = prefopt_package.advise(data, model=folder, ask=0).facts.model
+    assert silent is not None
+    assert (silent.nats, silent.silent) == (None, "as you say")
 
 
 def test_a_model_of_which_there_is_the_config_only_is_not_asked(tmp_path: Path, model_folder: Callable[..., Path]):
@@ -92,12 +95,12 @@ def test_a_model_of_which_there_is_the_config_only_is_not_asked(tmp_path: Path, 
 
 
 def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folder: Callable[..., Path]):
-    words = ("advise", written(tmp_path, pairs()), "--model", str(model_folder()), "--ask", "0", "--json", "--memory")
-    short = json.loads(prefopt(*words, "0.001MB").check().out)
-    assert short["facts"]["model"]["chosen"] == ""
-    assert [rule["rule"] for rule in short["advice"]["settings"]] == ["is-nothing-fitting", "is-few", "is-short"]
-    roomy = json.loads(prefopt(*words, "64GB").check().out)
-    assert roomy["facts"]["model"]["chosen"] == "full"
+    data, folder = written(tmp_path, pairs()), str(model_folder())
+    short = prefopt_package.advise(data, model=folder, ask=0, memory="0.001MB")
+    assert short.facts.model.chosen == ""
+    assert short.decision.reasons["lora_rank"].startswith("a smaller model, or more memory: nothing fits")
+    roomy = prefopt_package.advise(data, model=folder, ask=0, memory="64GB")
+    assert roomy.facts.model.chosen == "full"
 
 
 def test_the_cost_of_good_answers_is_a_mean_over_their_tokens(tmp_path: Path, model_folder: Callable[..., Path]):
@@ -172,7 +175,7 @@ def test_bad_rows_are_counted_and_do_not_stop(tmp_path: Path):
     said = prefopt("advise", path).check()
     assert said.code == 0
     assert "left out    invalid_json 1" in said.out
-    assert "on_bad_row     drop  1 of 25 rows (4 %) cannot be used" in said.out
+    assert "1 of 25 rows (4 %) cannot be used" in said.out
 
 
 def test_nothing_to_train_is_not_written(tmp_path: Path):
@@ -202,10 +205,8 @@ REAL = {
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name: str):
-    import prefopt as package
-
     method, number, says = REAL[name]
-    advice = package.advise(str(SHARED / name))
+    advice = prefopt_package.advise(str(SHARED / name))
     assert advice.method == method
     assert advice.facts.num_examples == number
     assert says in " ".join(" ".join(advice.lines()).split())

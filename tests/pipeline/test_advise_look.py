@@ -195,7 +195,6 @@ def test_from_python(tmp_path: Path):
     assert advice.config["batch_size"] == 8
     assert advice.facts.num_examples == 30
     assert any("30 pairs" in line for line in advice.lines())
-    json.dumps(advice.to_dict())
     with pytest.raises(ConfigError, match=r"modell: no such setting \(did you mean model\?\)"):
         prefopt.advise("x.jsonl", modell="m")
     with pytest.raises(ConfigError, match="memory say something about a model: give model too"):

@@ -9,7 +9,6 @@ NARROWEST = 60
 
 def run(settings: AdviseSettings) -> None:
     """Look, decide and say it."""
-    import json
     import sys
 
     from rich.text import Text
@@ -21,9 +20,6 @@ def run(settings: AdviseSettings) -> None:
     from prefopt.training.terminal.outlet import Outlet
 
     advice = advise(settings)
-    if settings.json:
-        print(json.dumps(advice.to_dict(), ensure_ascii=False, indent=1))
-        return
     console = console_on(Outlet(sys.stdout))
     for line in advice.lines(max(NARROWEST, min(WIDTH, console.width)) if console.is_terminal else WIDTH):
         console.print(Text(visible(line), style="" if line.startswith(" ") else "bold"))

@@ -1,7 +1,7 @@
 """The page about choosing a method: the rules of `prefopt advise` as tables, and what it reads off data."""
 
 from prefopt.methods.table import METHODS
-from prefopt.pipeline.advise.rules import RULES, TOPICS, Topic
+from prefopt.pipeline.advise.rules import RULES, Topic
 
 ABOUT = """# Choosing a method, and its settings
 
@@ -14,7 +14,7 @@ prefopt train --config run.yaml
 `prefopt advise` looks at data and says which method, which β, which learning rate, how many epochs, all weights or LoRA, and why: each
 sentence with the figure that it rests on. It reads everything that `prefopt train` reads ([data.md](data.md)). What it
 cannot see you can say: `--have checker` (a program tells right answers from wrong), `--have reward-model`, `--have shaped-rewards`.
-`--json` prints the same for programs; in Python it is
+In Python it is
 
 ```text
 advice = prefopt.advise("pairs.jsonl", model="MODEL")
@@ -69,13 +69,13 @@ run takes it. Begin there, and compare with a third and three times that β (`pr
 
 def choosing_page() -> str:
     """All of it, in Markdown."""
-    tables = [part for topic in TOPICS for part in (f"## {TITLES[topic][0]}\n\n{TITLES[topic][1]}\n", rules_table(topic))]
+    tables = [part for topic in TITLES for part in (f"## {TITLES[topic][0]}\n\n{TITLES[topic][1]}\n", rules_table(topic))]
     return "\n".join([ABOUT, *tables, HOW, rates_table()])
 
 
 def rules_table(topic: Topic) -> str:
     """The rules of a topic, in their order."""
-    rows = [f"| {rule.when} | {rule.advice} | {rule.why} | {rule.said_by} |" for rule in RULES if rule.topic == topic]
+    rows = [f"| {rule.when} | {rule.advice} | {rule.why} | {rule.said_by} |" for rule in RULES[topic]]
     return "\n".join(["| where | do | because | from |", "|---|---|---|---|", *rows, ""])
 
 

@@ -1,7 +1,7 @@
 """What is known of the data and of the model: figures, and nothing that is concluded from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -199,9 +199,3 @@ class Facts:
     def num_faults(self) -> int:
         """Rows that cannot be used."""
         return sum(self.faults.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = asdict(self)
-        rate = {"share": self.agreement.share, "error": self.agreement.error}
-        return found | {"counts": self.counts.to_dict(), "agreement": found["agreement"] | rate}

@@ -20,9 +20,6 @@ INDENT = 14
 MOST_SOURCES = 3
 """Sources that are named."""
 
-IMPORTANT = ("stages", "beta", "learning_rate", "lora_rank", "epochs")
-"""Settings that are shown before the others."""
-
 RARE, SOME = 0.01, 0.05
 """Share of letters from which on a language is named, and of examples from which on a way to check them is."""
 
@@ -50,9 +47,11 @@ def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
     others = dict.fromkeys(verdict.rule.method for verdict in decision.also if verdict.rule.method not in (None, chosen))
     if others:
         lines += wrapped(f"  Worth a try: {', '.join(map(str, others))}.", width, "  ")
-    if firsts := decision.of("first"):
+    if decision.first:
         lines.append("first of all")
-        lines += [line for verdict in firsts for line in wrapped(f"  {plain(verdict.rule.advice)} ({verdict.because})", width, "    ")]
+        lines += [
+            line for verdict in decision.first for line in wrapped(f"  {plain(verdict.rule.advice)} ({verdict.because})", width, "    ")
+        ]
     return [*lines, *table(decision, width)]
 
 
@@ -171,7 +170,7 @@ def table(decision: Decision, width: int) -> list[str]:
         rows += [(f"{name}: {key}" if of_stage else key, plain_value(entry), decision.reasons.get(key)) for key, entry in own.items()]
     there = {name.rpartition(" ")[2] for name, *_ in rows}
     rows += [(name, "-", why) for name, why in decision.reasons.items() if name not in there]
-    shown = sorted(((name, value, why) for name, value, why in rows if why), key=lambda row: importance(row[0].rpartition(" ")[2]))
+    shown = [(name, value, why) for name, value, why in rows if why]
     names, values = (max(len(row[place]) for row in shown) + 2 for place in (0, 1))
     lines = ["settings"]
     for place, (name, value, why) in enumerate(shown):
@@ -179,11 +178,6 @@ def table(decision: Decision, width: int) -> list[str]:
         head = f"  {name:<{names}}{value:<{values}}"
         lines += wrapped(head + words, width, " " * len(head)) if words else [head.rstrip()]
     return lines
-
-
-def importance(name: str) -> int:
-    """Place of a setting among those that are shown."""
-    return IMPORTANT.index(name) if name in IMPORTANT else len(IMPORTANT)
 
 
 def plain_value(value: object) -> str:

@@ -1,9 +1,10 @@
 """The walk: look at the data, ask the model, decide, and say it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from prefopt.pipeline.advise.decide import Decision, config_path, decide
+from prefopt.pipeline.advise.decide import Decision, decide
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.look import look
 from prefopt.pipeline.advise.page import WIDTH, commands, page, write
@@ -36,13 +37,9 @@ class Advice:
 
     def lines(self, width: int = WIDTH) -> list[str]:
         """All of it in words, in lines of that width; headings are those that are not indented."""
-        written = self.settings.write is not None
-        next_steps = commands(self.decision, config_path(self.settings), written=written, has_model=self.settings.model is not None)
+        path, has_model = self.settings.write, self.settings.model is not None
+        next_steps = commands(self.decision, path or Path("advice.yaml"), written=path is not None, has_model=has_model)
         return page(self.facts, self.decision, width) + next_steps
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"facts": self.facts.to_dict(), "advice": self.decision.to_dict()}
 
 
 def advise(settings: AdviseSettings) -> Advice:

@@ -137,7 +137,7 @@ def is_chance(facts: Facts) -> str:
 
 def are_too_few(facts: Facts) -> str:
     """Fewer than {TOO_FEW} examples."""
-    return f"there are {facts.num_examples}" if facts.num_examples < TOO_FEW else ""
+    return f"{counted(facts.num_examples, 'examples')} only" if facts.num_examples < TOO_FEW else ""
 
 
 def is_few(facts: Facts) -> str:
