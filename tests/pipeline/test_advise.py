@@ -62,7 +62,11 @@ CHATS = content(raw=Count(0, 5000))
 NOISY = Agreement(164, 200, 150, 30)
 
 CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
-    "are-too-few": (facts(num=12), "there are 12", {"method": "ipo", "eval_fraction": None, "eval_every_steps": None, "early_stop": None}),
+    "are-too-few": (
+        facts(num=12),
+        "12 examples only",
+        {"method": "ipo", "eval_fraction": None, "eval_every_steps": None, "early_stop": None},
+    ),
     "is-untuned": (
         facts(content=CHATS, model=model(has_template=False)),
         "its tokenizer brings no chat template, and all 5,000 examples are chats",

@@ -123,7 +123,7 @@ def with_ways(model: Model, settings: AdviseSettings, method: str, data: Mapping
     }
     said: list[str] = []
     asked = PlanSettings.model_validate({"method": method, "model": model.name, **of_machine, **data})
-    found = plan(asked, said.append, timed=False)
+    found = plan(asked, said.append, quick=True)
     taken = found.process or CUDA_ITSELF  # a process on a CPU holds something in any case
     ways = []
     for way in found.ways:

@@ -94,15 +94,14 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
                 reasons[key] = verdict.because
         if verdict.rule.sign in signs.ABOUT_WEIGHTS:
             reasons["lora_rank"] = f"{verdict.rule.then}: {verdict.because}"
-    untuned = next((verdict.because for verdict in decision.first if verdict.rule.sign is signs.is_untuned), "")
-    stages = ["sft", name] if untuned and name != "sft" else [name]
+    stages = ["sft", name] if name != "sft" and signs.is_untuned(facts) else [name]
     under = {stage: learning_rate(facts, shared, stage) for stage in stages}
     under[name] = {**own, **under[name]}
     place: dict[str, Any] = {"model": settings.model} if settings.model else {}
     place |= {"data": settings.data, "out": "runs/advised"}
     if len(stages) > 1:
         config = {"stages": stages, **place, **shared, **under}
-        reasons["stages"] = untuned
+        reasons["stages"] = "the model had no SFT, as far as can be told"
     else:
         config = {"method": name, **place, **under[name], **shared}
     check_config(config)

@@ -135,7 +135,7 @@ class Model:
         is_adapter: it is an adapter over another model already.
         has_template: its tokenizer brings a chat template, as those of models that were fine-tuned on chats do.
         context: tokens that it can read; None: it does not say.
-        ways: full, LoRA and QLoRA, as they fit.
+        ways: full, LoRA and QLoRA, as far as the first that fits.
         chosen: the one that `prefopt plan` would take; empty: nothing fits.
         room: the memory, in words.
         nats: what a token of the good answers costs it, in nats; None: it was not asked, and `silent` says why.

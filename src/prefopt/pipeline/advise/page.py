@@ -173,10 +173,11 @@ def table(decision: Decision, width: int) -> list[str]:
     shown = [(name, value, why) for name, value, why in rows if why]
     names, values = (max(len(row[place]) for row in shown) + 2 for place in (0, 1))
     lines = ["settings"]
-    for place, (name, value, why) in enumerate(shown):
-        words = "" if place and why == shown[place - 1][2] else why
+    said: set[str] = set()
+    for name, value, why in shown:
         head = f"  {name:<{names}}{value:<{values}}"
-        lines += wrapped(head + words, width, " " * len(head)) if words else [head.rstrip()]
+        lines += [head.rstrip()] if why in said else wrapped(head + why, width, " " * len(head))
+        said.add(why)
     return lines
 
 
