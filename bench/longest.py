@@ -4,7 +4,8 @@ A pair of L tokens has a prompt of L / 2 and two completions of the other half. 
 halved in until it is known to a sixteenth. Full fine-tuning, gradient checkpointing on for both, the reference computed before. Each
 length is a real step: prefopt's loader, policy, loss and optimizer; TRL's `DPOTrainer.train()` of one step.
 
-On a GPU the allocator refuses what goes beyond `--memory`. On a CPU nothing refuses: there `--most` ends the search, to rehearse it.
+On a GPU the allocator refuses what goes beyond `--memory`. On a CPU nothing refuses: a length fits where the process held no more than
+that, Python and its libraries included. There must be room for the first length that does not fit, which can take four times as much.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import torch
 from bench.versus.shapes import SHAPES, make_model
 from bench.versus.workloads import tokenizer_texts, train_tokenizer
 
+from prefopt.training.loop import forget_peak_memory, peak_memory_gb
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", choices=("prefopt", "trl"), required=True)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--memory", type=float, default=24.0, help="GB, of a GPU")
+    parser.add_argument("--memory", type=float, default=24.0, help="GB")
     parser.add_argument("--first", type=int, default=4096, help="tokens that are tried first")
     parser.add_argument("--most", type=int, default=1_048_576, help="tokens beyond which nothing is tried")
     parser.add_argument("--work", type=Path, required=True, help="folder for the model, kept")
@@ -43,15 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tries: list[dict[str, Any]] = []
 
     def tell(length: int, fits: bool) -> None:
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-        tries.append({"tokens": length, "fits": fits, "peak": peak})
+        tries.append({"tokens": length, "fits": fits, "peak": round(peak_memory_gb(device) * 1e9)})
         found = {"bench": "longest", "side": given.side, "shape": given.shape, "memory_gb": given.memory, "tries": tries}
         found["longest"] = max((own["tokens"] for own in tries if own["fits"]), default=0)
         print(json.dumps(tries[-1]), flush=True)
         if given.out:
             given.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
-    longest = search(lambda length: fits(step, length, device), given.first, given.most, tell)
+    longest = search(lambda length: fits(step, length, device, given.memory), given.first, given.most, tell)
     print(f"{given.side}: {longest} tokens")
     return 0 if longest else 1
 
@@ -85,13 +87,12 @@ def search(fits: Callable[[int], bool], first: int, most: int, tell: Callable[[i
     return low
 
 
-def fits(step: Callable[[int], None], length: int, device: torch.device) -> bool:
-    """Whether a step of that length can be made; what it held is given back."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def fits(step: Callable[[int], None], length: int, device: torch.device, memory: float) -> bool:
+    """Whether a step of that length can be made in so many GB; what it held is given back."""
+    forget_peak_memory()
     try:
         step(length)
-        good = True
+        good = device.type == "cuda" or peak_memory_gb(device) <= memory
     except torch.OutOfMemoryError:
         good = False
     gc.collect()
@@ -157,12 +158,14 @@ def of_trl(model: Path, device: torch.device, work: Path, vocabulary: int) -> Ca
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    from prefopt.models.load import choose_precision
+
     config = DPOConfig(
         output_dir=str(work / "longest-trl"),
         per_device_train_batch_size=1,
         max_steps=1,
         max_length=None,
-        bf16=device.type == "cuda",
+        bf16=choose_precision("auto", device, adapter=False).autocast is not None,
         use_cpu=device.type == "cpu",
         gradient_checkpointing=True,
         precompute_ref_log_probs=True,

@@ -28,6 +28,9 @@ from prefopt.models.settings import ModelSettings
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+RSLORA_ALPHA = 16
+"""Over the root of the rank: at rank 64 the factor 2, which a plain adapter has at every rank."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
@@ -308,7 +311,9 @@ def new_adapter(model: PreTrainedModel, settings: ModelSettings, seed: int) -> P
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,  # type: ignore[arg-type]  # peft scales by floats too
+        lora_alpha=settings.lora_alpha or (RSLORA_ALPHA if settings.rslora else 2 * settings.lora_rank),  # type: ignore[arg-type]  # floats do
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
         target_modules=settings.target_modules or "all-linear",
         modules_to_save=settings.modules_to_save or None,
     )

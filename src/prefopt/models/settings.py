@@ -18,7 +18,21 @@ class ModelSettings(Settings):
         None, help="Folder or hub name of a LoRA adapter to go on from; as it is at the start it is also the reference."
     )
     lora_rank: int = Setting(0, ge=0, help="Rank of a new LoRA adapter; 0 trains all weights.")
-    lora_alpha: float | None = Setting(None, gt=0, help="Scale of the adapter; the default is twice the rank.")
+    lora_alpha: float | None = Setting(
+        None,
+        gt=0,
+        help="What the adapter does is multiplied by this over the rank; the default is twice the rank. With rslora, over the root of the "
+        "rank, and the default is 16.",
+    )
+    rslora: bool = Setting(
+        False,
+        help="Scale the adapter by the root of its rank (rank-stabilised LoRA, arXiv 2312.03732): for comparing ranks at one lora_alpha.",
+    )
+    dora: bool = Setting(
+        False,
+        help="Train the length of each weight's columns beside the adapter, which then turns them only (DoRA, arXiv 2402.09353): slower, "
+        "and now and then better at low ranks.",
+    )
     target_modules: list[str] = Setting([], help="Modules that get an adapter, by name; the default is every linear layer but the head.")
     modules_to_save: list[str] = Setting(
         [], help="Modules trained in full beside the adapter, for example the embeddings after adding tokens."
@@ -64,7 +78,7 @@ class ModelSettings(Settings):
     def _adapter_settings_need_an_adapter(self) -> "ModelSettings":
         if self.adapter is not None and self.lora_rank:
             raise ValueError("adapter goes on from an existing adapter and lora_rank makes a new one: give one of the two")
-        given = [name for name in ("lora_alpha", "target_modules", "modules_to_save") if getattr(self, name)]
+        given = [name for name in ("lora_alpha", "rslora", "dora", "target_modules", "modules_to_save") if getattr(self, name)]
         if given and not self.lora_rank:
             raise ValueError(f"{', '.join(given)} shape a new adapter: give lora_rank too (for example 16)")
         return self

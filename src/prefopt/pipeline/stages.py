@@ -25,7 +25,7 @@ from prefopt.training.assemble import method_named, own_settings, settings_for
 from prefopt.training.record.folder import RunFolder
 from prefopt.training.settings import RunSettings
 
-NEW_ADAPTER = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save")
+NEW_ADAPTER = ("lora_rank", "lora_alpha", "rslora", "dora", "target_modules", "modules_to_save")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ def data_notes(record: RunRecord) -> list[str]:
     return [f"{count(amount)} {words}" for amount, words in found.remarks() if amount] + list(found.notes)
 
 
+def adapter_words(settings: Mapping[str, object]) -> str:
+    """The kind of a new adapter."""
+    kind = " and ".join(word for name, word in (("dora", "DoRA"), ("rslora", "rsLoRA")) if settings.get(name) is True)
+    return f"an adapter ({kind})" if kind else "an adapter"
+
+
 def key_settings(record: RunRecord) -> Rows:
     """The settings that decide most, in words; those of the method are the ones that come first in its config."""
     settings, resolved = record.settings, record.resolved
@@ -91,7 +97,7 @@ def key_settings(record: RunRecord) -> Rows:
         or max(record.metrics.curve("learning_rate").values, default=None)
     )
     rank = integer(settings.get("lora_rank"))
-    trains = "all weights" if not record.is_adapter else f"an adapter of rank {rank}" if rank else "an adapter"
+    trains = "all weights" if not record.is_adapter else f"{adapter_words(settings)} of rank {rank}" if rank else "an adapter"
     if packed := mapping(record.manifest.get("model")).get("quantisation"):
         trains += f" on a base in {packed}"
     schedule = settings.get("lr_schedule")

@@ -46,7 +46,7 @@ SAME_FUNCTION = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Mean difference per token, in nats, above which policy and reference are not the same function at the start. Two
 orders of a float32 sum differ by 1e-6, of bf16 products by up to 9e-3; a wrong template, adapter or dropout by 0.1 and more."""
 
-ADAPTER_SHAPE = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+ADAPTER_SHAPE = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """What an adapter computes beside its weights: above all their scale."""
 
 ELSEWHERE = ("_name_or_path", "dtype", "transformers_version", "use_cache", "quantization_config")

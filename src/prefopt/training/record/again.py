@@ -23,7 +23,7 @@ SECTIONS = ("settings", "resolved", "model", "data", "environment")
 AS_THEY_LIE = ("data", "eval_data", "cache_dir")
 """Paths that may be spelled in another way when a run is resumed."""
 
-OF_MODEL = ("model", "adapter", "lora_rank", "lora_alpha", "target_modules", "modules_to_save", "seed")
+OF_MODEL = ("model", "adapter", "lora_rank", "lora_alpha", "rslora", "dora", "target_modules", "modules_to_save", "seed")
 """Settings that decide what the model's weights are at the start."""
 
 _GROUPS = (DataSettings, ConversationSettings, PairSettings)
