@@ -140,7 +140,8 @@ def model_lines(model: Model) -> Iterator[tuple[str, str]]:
     context = f", reads {model.context:,} tokens" if model.context else ""
     template = "a chat template" if model.has_template else "no chat template"
     cost = f"not asked: {model.silent}" if model.nats is None else f"a token of good answers costs it {model.nats:.2f} nats"
-    yield "model", f"{model.num_parameters / 1e6:,.1f} million weights{context}, {template}; {cost}"
+    weights = f"{model.num_parameters / 1e6:,.1f} million" if model.num_parameters >= 100_000 else f"{model.num_parameters:,}"
+    yield "model", f"{weights} weights{context}, {template}; {cost}"
     if model.ways:
         ways = ", ".join(f"{way.name} {way.peak}{'' if way.fits else ' (does not fit)'}" for way in model.ways)
         yield "memory", f"{model.room}: {ways}"

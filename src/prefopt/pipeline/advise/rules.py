@@ -169,7 +169,7 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             signs.is_edited,
             "`dpop`",
             "Where two answers differ in few tokens, DPO takes the chosen one down with the other",
-            "[dpop](methods/dpop.md)",
+            "[dpop](methods/dpop.md); [experiments](experiments.md)",
             ("dpop",),
         ),
         Rule(
@@ -188,12 +188,18 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             ("dpo",),
             to(label_smoothing=0.1),
         ),
-        Rule(signs.are_few_pairs, "`ipo`", "DPO overfits to few pairs; IPO's margin stops growing", "[ipo](methods/ipo.md)", ("ipo",)),
+        Rule(
+            signs.are_few_pairs,
+            "`ipo`",
+            "DPO overfits to few pairs; IPO's margin stops growing",
+            "[ipo](methods/ipo.md); [experiments](experiments.md)",
+            ("ipo",),
+        ),
         Rule(
             signs.is_longer_better,
             "`rdpo`",
             "It explains a preference for length away, which DPO would learn",
-            "[rdpo](methods/rdpo.md)",
+            "[rdpo](methods/rdpo.md); [experiments](experiments.md)",
             ("rdpo",),
         ),
         Rule(
