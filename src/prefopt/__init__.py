@@ -12,13 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+<<<<<<< HEAD
 __all__ = ["Callback", "Policy", "Scorer", "__version__", "losses", "score", "sweep", "train"]
+=======
+__all__ = ["Callback", "Policy", "__version__", "advise", "losses", "sweep", "train"]
+>>>>>>> w-advise
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
+<<<<<<< HEAD
     from prefopt.pipeline.score import Scorer
+=======
+    from prefopt.pipeline.advise.run import Advice
+>>>>>>> w-advise
     from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
@@ -72,6 +80,7 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
     return result
 
 
+<<<<<<< HEAD
 def score(
     model: "str | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
 ) -> list[float]:
@@ -90,6 +99,29 @@ def score(
         DataError: an answer is empty or does not fit.
     """
     found: list[float] = import_module("prefopt.pipeline.score").score(model, prompt, completions)
+=======
+def advise(data: "str | Sequence[str]", *, model: str | None = None, **settings: Any) -> "Advice":
+    """Look at data, and at a model if one is given, and say which method, with which settings, and why; what `prefopt advise` does.
+
+    Args:
+        data: files, folders or hub names.
+        model: folder or hub name of the model to train.
+        settings: by the names of the command line's flags, with underscores: have, eval_data, columns, memory, write, ...
+
+    Returns:
+        What was found, the rules that hold, and settings for `train`.
+
+    Raises:
+        ConfigError: names every setting that is unknown or wrong.
+        PrefoptError: the data or the model cannot be read, and why.
+    """
+    from prefopt.config import check
+
+    given = {"data": data, **({} if model is None else {"model": model}), **settings}
+    kind = import_module("prefopt.pipeline.advise.settings").AdviseSettings
+    checked = check(kind, given, source="the settings given to prefopt.advise")
+    found: Advice = import_module("prefopt.pipeline.advise.run").advise(checked)
+>>>>>>> w-advise
     return found
 
 

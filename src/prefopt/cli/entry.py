@@ -24,6 +24,7 @@ Begin with `prefopt quickstart`. Then `prefopt train METHOD --help` lists the se
 
 COMMANDS = {
     "train": "Train a model with a method, or run the stages of a YAML file.",
+    "advise": "Look at data, and say which method, with which settings, and why.",
     "plan": "Say what fits into a memory, with which settings, and how long it takes.",
     "sweep": "Train with several values of a setting, and compare the runs.",
     "methods": "List the methods.",

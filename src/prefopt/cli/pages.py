@@ -2,6 +2,7 @@
 
 docs/settings.md   every setting of every method
 docs/cli.md        what `--help` shows, command by command
+docs/choosing.md   the rules by which a method is advised
 docs/methods/      a page about every method, and the list of them
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prefopt.cli.choosing_page import choosing_page
 from prefopt.cli.entry import COMMANDS, main
 from prefopt.cli.method_page import index_page, page_of, settings_table
 from prefopt.cli.train_method import ConfigFlag, own_panel, shared_panels
@@ -74,6 +76,7 @@ def pages() -> dict[Path, str]:
     return {
         Path("docs/settings.md"): settings_page(),
         Path("docs/cli.md"): cli_page(),
+        Path("docs/choosing.md"): f"{MADE}\n{choosing_page()}",
         Path("docs/methods/README.md"): f"{MADE}\n{index_page()}",
         **methods,
     }

@@ -61,13 +61,14 @@ class _Asked:
     sharing: Sharing
 
 
-def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: str | None = None) -> Plan:
+def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: str | None = None, quick: bool = False) -> Plan:
     """Look at the ways of training the model, and propose one.
 
     Args:
         settings: the question.
         say: takes the answer, line by line.
         only: name of the one way to look at; None: all.
+        quick: say nothing of times, and look at no way after the first that fits.
 
     Raises:
         PrefoptError: there is no such method, model, or data, or what was asked cannot be told.
@@ -85,7 +86,7 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
     trees, num_examples = _examples(settings, base, method, say)
     asked = _Asked(settings, method, device, is_here, trees, num_examples, sharing)
     say(f"memory: {size(room)} {where}")
-    rate = _say_machine(asked, base, say)
+    rate = None if quick else _say_machine(asked, base, say)
     ways = []
     for name, changes in _ways(settings, adapter is not None):
         if only not in (None, name):
@@ -93,6 +94,8 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
         run = base.model_copy(update=changes)
         fit = find_fit(method, run, _sizes_of_examples(asked), room=room - _taken(device, process), device=device, gpus=settings.gpus)
         ways.append(Way(name, fit, _times(asked, fit, rate)))
+        if quick and fit.fits and _is_installed(ways[-1]):
+            break
     for line in table(ways, _taken(device, process)):
         say(line)
     _say_what_was_not_tried(ways, device, say)

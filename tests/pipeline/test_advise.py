@@ -1,0 +1,341 @@
+"""The rules of advice on made-up facts: each holds where it should, gives its figures, and what comes of it can be run."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.config import from_yaml
+from prefopt.data.counts import Counts
+from prefopt.data.summary import SourceSummary
+from prefopt.methods.kto import STILL_BALANCED
+from prefopt.methods.table import METHODS
+from prefopt.pipeline.advise import choices, signs
+from prefopt.pipeline.advise.decide import Decision, Verdict, decide
+from prefopt.pipeline.advise.facts import Content, Count, Facts, Lengths, Model, Spread, Way, counted, percent
+from prefopt.pipeline.advise.noise import Agreement, of_most
+from prefopt.pipeline.advise.page import commands, page, yaml_of
+from prefopt.pipeline.advise.rules import RULES, Rule
+from prefopt.pipeline.advise.settings import AdviseSettings
+
+
+def facts(kind: str = "pair", num: int = 5000, **changes: Any) -> Facts:
+    """Made-up facts about which no rule but the most general says anything."""
+    spread = Spread(20, 30, 40)
+    none = Count(0, num)
+    up_down = {"thumbs": (num // 2, num - num // 2)}.get(kind, (0, 0))
+    base = Facts(
+        kind=kind,  # type: ignore[arg-type]
+        sources=(SourceSummary("data.jsonl", "made", "made up", "it is", num, ()),),
+        num_rows=num,
+        num_examples=num,
+        faults={},
+        passed={},
+        sampled=num,
+        counts=Counts(*up_down, branches=Counter({1 if kind in ("thumbs", "demonstration") else 2: num})),
+        lengths=Lengths("characters", spread, spread, spread, 0.5, longer_chosen=Count(num // 2, num)),
+        content=Content({"English": 1.0}, none, none, none, none, none, none, none, none, none),
+    )
+    return replace(base, **changes)
+
+
+def model(**changes: Any) -> Model:
+    ways = (Way("full", True, "2.0 GB", {}), Way("LoRA 16", True, "1.0 GB", {"lora_rank": 16}))
+    base = Model("m", 2_000_000_000, False, True, 4096, ways, "full", "8.0 GB (as given)", 1.5, 32)
+    return replace(base, **changes)
+
+
+def longer(num: int, of: int) -> Lengths:
+    return replace(facts().lengths, longer_chosen=Count(num, of))
+
+
+def content(**changes: Any) -> Content:
+    return replace(facts().content, **changes)
+
+
+NO_FULL = (Way("full", False, "40.0 GB", {}), Way("LoRA 16", True, "6.0 GB", {"lora_rank": 16, "max_tokens": 2048}))
+NOTHING = (Way("full", False, "40.0 GB", {}), Way("LoRA 16", False, "9.0 GB", {}))
+CHATS = content(raw=Count(0, 5000))
+NOISY = Agreement(164, 200, 150, 30)
+
+CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
+    "are-too-few": (
+        facts(num=12),
+        "12 examples only",
+        {"method": "ipo", "eval_fraction": None, "eval_every_steps": None, "early_stop": None},
+    ),
+    "is-untuned": (
+        facts(content=CHATS, model=model(has_template=False)),
+        "its tokenizer brings no chat template, and all 5,000 examples are chats",
+        {"stages": ["sft", "dpo"], "sft": {"learning_rate": 2e-5}, "dpo": {"beta": 0.1, "learning_rate": 5e-7}},
+    ),
+    "is-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
+    "has-copies": (
+        facts(content=content(repeated=Count(100, 5000), near=Count(0, 4900))),
+        "100 of 5,000 examples (2 %) repeat an earlier one",
+        {"method": "dpo"},
+    ),
+    "is-chance": (
+        facts(agreement=Agreement(52, 100, 100, 48)),
+        "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",
+        {"method": "dpo"},
+    ),
+    "needs-shaping": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
+    "has-reward-model": (facts(have=("reward-model",)), "there is a strong reward model, as you say", {"method": "dpo"}),
+    "can-be-checked": (
+        facts("demonstration", content=content(numeric=Count(4900, 5000))),
+        "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
+        {"method": "sft"},
+    ),
+    "is-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),
+    "is-all-down": (facts("thumbs", counts=Counts(0, 7)), "7 thumbs down, none up", {}),
+    "is-all-up": (facts("thumbs", counts=Counts(7, 0)), "7 thumbs up, none down", {"method": "sft"}),
+    "is-thumbs": (facts("thumbs", counts=Counts(2600, 2400)), "2,600 thumbs up, 2,400 down", {"method": "kto", "beta": 0.1}),
+    "is-demonstrations": (
+        facts("demonstration"),
+        "5,000 single answers, and nothing that says better or worse",
+        {"method": "sft", "epochs": 1.0},
+    ),
+    "is-ranked": (
+        facts("ranked", counts=Counts(branches=Counter({4: 3000, 2: 2000}))),
+        "3,000 of 5,000 prompts (60 %) have three ranked answers or more",
+        {"method": "dpo", "plackett_luce": True},
+    ),
+    "is-edited": (
+        facts(content=content(alike=Count(2000, 5000))),
+        "in 2,000 of 5,000 pairs (40 %) the two answers share most of their wording",
+        {"method": "dpop"},
+    ),
+    "is-noise-known": (
+        facts(agreement=NOISY),
+        "verdicts on the same answers agree in 164 of 200 couples (82 %), so about 10 % of the verdicts are wrong",
+        {"method": "robust", "label_smoothing": 0.1},
+    ),
+    "is-noise-seen": (
+        facts(num=200, sampled=200, agreement=Agreement(0, 4, 4, 4)),
+        "4 of 200 pairs (2 %) stand against another with the same answers",
+        {"method": "dpo", "label_smoothing": 0.1},
+    ),
+    "are-few-pairs": (facts(num=400), "400 pairs, fewer than 1,000", {"method": "ipo", "epochs": 3.0, "batch_size": 32}),
+    "is-longer-better": (
+        facts(lengths=longer(3500, 5000)),
+        "the chosen answer is the longer one in 3,500 of 5,000 pairs of different length (70 %)",
+        {"method": "rdpo", "beta": 0.1},
+    ),
+    "is-pairs": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
+    "is-nothing-fitting": (
+        facts(model=model(ways=NOTHING, chosen="")),
+        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
+        {"method": "dpo"},
+    ),
+    "is-adapter": (
+        facts(model=model(is_adapter=True, chosen="adapter", ways=(Way("adapter", True, "1.0 GB", {"max_tokens": 2048}),))),
+        "m is an adapter; adapter fits",
+        {"learning_rate": 5e-6, "max_tokens": 2048},
+    ),
+    "is-full-too-large": (
+        facts(model=model(ways=NO_FULL, chosen="LoRA 16")),
+        "all weights take 40.0 GB, LoRA 16 6.0 GB; 8.0 GB (as given)",
+        {"lora_rank": 16, "max_tokens": 2048, "learning_rate": 5e-6},
+    ),
+    "is-full-fitting": (
+        facts(model=model(num_parameters=50_000_000)),
+        "it takes 2.0 GB; 8.0 GB (as given)",
+        {"method": "dpo", "learning_rate": 1e-5, "lora_rank": None},
+    ),
+    "is-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "early_stop": 2, "eval_fraction": 0.1}),
+    "is-short": (facts(num=1500), "1,500 examples in batches of 64: 23 steps", {"batch_size": 32, "eval_every_steps": 4}),
+    "is-unbalanced": (
+        facts("thumbs", counts=Counts(1000, 4000)),
+        "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
+        {"method": "kto", "balance": True},
+    ),
+    "is-faulty": (
+        facts(faults={"prompts_differ": 6, "blank_answer": 4}),
+        "10 of 5,000 rows (0.2 %) cannot be used",
+        {"on_bad_row": "drop"},
+    ),
+    "is-raw-for-chats": (
+        facts(content=content(raw=Count(5000, 5000)), model=model()),
+        "all 5,000 examples are plain text, and the model has a chat template",
+        {"text_as": "chat"},
+    ),
+    "is-too-long": (
+        facts(lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000), model=model(context=32768)),
+        "100 of 5,000 examples (2 %) have more than 2,048 tokens, and one in a hundred about 3,000 or more",
+        {"max_length": 4096},
+    ),
+}
+"""Rule -> facts under which it holds, the figures that it gives, and part of the settings that come of all rules then."""
+
+
+def decided(found: Facts, **given: Any) -> Decision:
+    name = None if found.model is None else found.model.name
+    return decide(AdviseSettings(data=["data.jsonl"], **({} if name is None else {"model": name}), **given), found)
+
+
+def name_of(rule: Rule) -> str:
+    return rule.sign.__name__.replace("_", "-")
+
+
+def holding(decision: Decision) -> list[Verdict]:
+    return [*decision.better, decision.method, *decision.also, *decision.first, *decision.settings]
+
+
+EVERY = [(topic, rule) for topic, rules in RULES.items() for rule in rules]
+every_rule = pytest.mark.parametrize(("topic", "rule"), EVERY, ids=[name_of(rule) for _, rule in EVERY])
+
+
+def test_every_rule_has_a_case():
+    assert [name_of(rule) for _, rule in EVERY] == list(CASES)
+
+
+@every_rule
+def test_a_rule_holds_and_gives_its_figures_and_settings(topic: str, rule: Rule):
+    found, because, expected = CASES[name_of(rule)]
+    assert rule.sign(found) == because
+    decision = decided(found)
+    assert rule in [verdict.rule for verdict in holding(decision)]
+    if topic == "method":
+        assert (decision.better or (decision.method,))[0].rule is rule
+    assert {name: decision.config.get(name) for name in expected} == expected
+    assert bool(decision.config) is bool(expected)
+
+
+@every_rule
+def test_a_rule_has_words_a_reason_and_a_source(topic: str, rule: Rule):
+    for words in (rule.when, rule.advice, rule.why, rule.said_by):
+        assert words
+        assert "{" not in words
+    assert not rule.methods or topic == "method"
+
+
+def test_conditions_are_told_with_their_thresholds():
+    told = {name_of(rule): rule.when for _, rule in EVERY}
+    assert told["are-few-pairs"] == "Fewer than 1,000 pairs, or rankings"
+    assert told["is-unbalanced"] == "Thumbs up weigh less than 1 or more than 1.5 times what thumbs down weigh"
+    assert told["is-longer-better"].startswith("The longer answer wins in 60 % or more")
+
+
+def test_a_method_that_is_not_there_is_said_and_the_next_row_decides():
+    names = {row.name for row in METHODS}
+    decision = decided(facts("thumbs", counts=Counts(2500, 2500), have=("checker",)))
+    (best,) = decision.better
+    assert not names & set(best.rule.methods or ())
+    assert best.rule.advice == "PPO or GRPO with a checker as the reward (not in prefopt yet)"
+    assert decision.method.rule.method == "kto"
+
+
+def test_rows_below_the_one_that_decides_are_named():
+    decision = decided(facts(num=400, lengths=longer(300, 400)))
+    assert [verdict.rule.method for verdict in (decision.method, *decision.also)] == ["ipo", "rdpo", "dpo"]
+
+
+def test_settings_that_were_given_win():
+    found = facts(num=400, faults={"tie": 1}, model=model(), content=content(raw=Count(400, 400)))
+    decision = decided(found, text_as="raw", eval_fraction=0.2)
+    assert decision.config["text_as"] == "raw"
+    assert decision.config["eval_fraction"] == 0.2
+    assert "text_as" not in decision.reasons
+
+
+def test_held_out_data_that_is_given_is_used_and_nothing_is_held_out_beside_it():
+    config = decided(facts(has_eval=True), eval_data=["held.jsonl"]).config
+    assert config["eval_data"] == ["held.jsonl"]
+    assert "eval_fraction" not in config
+
+
+def test_where_a_run_takes_several_gpus_the_command_starts_them():
+    shared = Way("full", True, "30.0 GB", {"parallel": "fsdp"}, gpus=4)
+    decision = decided(facts(model=model(ways=(shared,), chosen="full")))
+    assert decision.config["parallel"] == "fsdp"
+    assert "  torchrun --nproc-per-node 4 -m prefopt train --config a.yaml" in commands(
+        decision, Path("a.yaml"), written=True, has_model=True
+    )
+    assert decision.sweep == ""
+
+
+def test_where_nothing_is_trained_nothing_is_set():
+    decision = decided(facts("prompts", 30, content=content(raw=Count(30, 30), repeated=Count(1, 30)), model=model(ways=(), chosen="")))
+    assert decision.config == {}
+    assert [name_of(verdict.rule) for verdict in decision.first] == ["are-too-few", "has-copies"]
+    assert decision.settings == ()
+
+
+def test_the_sweep_stays_within_what_is_usual():
+    assert decided(facts()).sweep == "prefopt sweep beta=0.033,0.1,0.3"
+    assert decided(facts(num=400)).sweep == "prefopt sweep beta=0.033,0.1,0.3"
+    assert decided(facts("demonstration")).sweep == ""
+
+
+@pytest.mark.parametrize(
+    ("num", "batch", "steps", "every"),
+    [
+        (50, 8, 17, 1),
+        (20, 8, 8, 1),
+        (400, 32, 34, 3),
+        (999, 64, 43, 4),
+        (1000, 16, 60, 6),
+        (2100, 64, 32, 3),
+        (5000, 64, 75, 7),
+        (100_000, 64, 1485, 148),
+    ],
+)
+def test_a_batch_leaves_enough_steps(num: int, batch: int, steps: int, every: int):
+    found = facts(num=num)
+    assert (choices.batch_size(found), choices.num_steps(found), choices.eval_every(found)) == (batch, steps, every)
+
+
+def test_thumbs_are_unbalanced_outside_of_what_kto_says():
+    low, high = STILL_BALANCED
+    for ratio, holds in ((low, False), (high, False), (high * 1.01, True), (low * 0.99, True)):
+        down = 10_000
+        assert bool(signs.is_unbalanced(facts("thumbs", counts=Counts(round(ratio * down), down)))) is holds
+
+
+def test_the_rate_of_wrong_verdicts_follows_from_agreement():
+    for error in (0.0, 0.05, 0.2, 0.5):
+        agree = round(10**6 * ((1 - error) ** 2 + error**2))
+        assert Agreement(agree, 10**6, 1, 1).error == pytest.approx(error, abs=1e-3)
+    assert of_most(0.2, 1) == pytest.approx(0.2)
+    assert of_most(0.2, 3) == pytest.approx(3 * 0.2**2 * 0.8 + 0.2**3)
+    assert of_most(0.2, 2) == pytest.approx(0.2**2 + 0.2 * 0.8)  # a draw is half wrong
+    assert Agreement(40, 100, 1, 1).error == 0.5
+
+
+def test_numbers_in_words():
+    assert (counted(1, "pairs"), counted(2000, "pairs"), counted(0, "rows")) == ("1 pair", "2,000 pairs", "0 rows")
+    said = {0.0: "0 %", 0.0004: "below 0.1 %", 0.042: "4.2 %", 0.05: "5 %", 0.0999: "10 %", 0.5: "50 %", 0.993: "99.3 %", 1.0: "100 %"}
+    assert {share: percent(share) for share in said} == said
+    assert f"{Count(0, 5):rows}, {Count(5, 5):rows}, {Count(1, 4):rows}" == "none of 5 rows, all 5 rows, 1 of 4 rows (25 %)"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_says_what_was_decided(name: str):
+    decision = decided(CASES[name][0])
+    if decision.config:
+        assert from_yaml(yaml_of(decision)) == decision.config
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_page_of_every_case_is_no_wider_than_it_may_be_and_short(width: int):
+    for name, (found, because, _) in CASES.items():
+        decision = decided(found)
+        lines = page(found, decision, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= (30 if width == 100 else 45), name
+        if any(name_of(verdict.rule) == name for verdict in (*decision.better, decision.method)):
+            assert because.lower() in " ".join(" ".join(lines).split()).lower()
+
+
+def test_the_page_says_what_the_file_holds_and_why():
+    decision = decided(facts(num=400, model=model()))
+    lines = page(facts(num=400, model=model()), decision)
+    assert "advice: ipo" in lines
+    rows = [line.split() for line in lines[lines.index("settings") + 1 :] if line[2] != " "]
+    shown = {name: value for name, value, *_ in rows}
+    assert {"beta": "0.1", "learning_rate": "5e-07", "epochs": "3", "early_stop": "2", "batch_size": "32"}.items() <= shown.items()
+    assert shown["lora_rank"] == "-"

@@ -1,0 +1,203 @@
+"""What advice reads off rows, counted by hand on made-up data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefopt
+from prefopt.errors import ConfigError, DataError
+from prefopt.pipeline.advise import signs
+from prefopt.pipeline.advise.content import latin_language
+from prefopt.pipeline.advise.facts import Count, Facts
+from prefopt.pipeline.advise.look import look
+from prefopt.pipeline.advise.settings import AdviseSettings
+
+WORDS = tuple(f"word{letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def sentence(number: int, length: int = 12) -> str:
+    """A sentence that shares no run of words with those of other numbers."""
+    return " ".join(f"{WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)]}{number}" for place in range(length))
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pair(number: int, chosen: str = "", rejected: str = "") -> dict[str, Any]:
+    return {
+        "prompt": sentence(number),
+        "chosen": chosen or sentence(number + 10_000),
+        "rejected": rejected or sentence(number + 20_000),
+    }
+
+
+def looked(folder: Path, rows: list[dict[str, Any]], **given: Any) -> Facts:
+    return look(AdviseSettings(data=[written(folder, rows)], **given))
+
+
+def test_pairs_and_their_lengths(tmp_path: Path):
+    found = looked(tmp_path, [pair(number) for number in range(30)])
+    assert (found.kind, found.num_examples, found.num_rows, found.sampled) == ("pair", 30, 30, 30)
+    assert found.content.raw == Count(30, 30)
+    assert found.content.repeated == Count(0, 30)
+    assert found.lengths.prompt.median == pytest.approx(len(sentence(1)), abs=15)
+
+
+def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Path):
+    good, bad = sentence(501), sentence(502)
+    rows = [pair(number) for number in range(20)]
+    rows += [pair(50, good, bad) | {"who": "a"}, pair(50, bad, good) | {"who": "b"}, pair(51) | {"who": "a"}, pair(51) | {"who": "b"}]
+    rows += [pair(3), pair(3)]  # the same in every column
+    found = looked(tmp_path, rows)
+    assert (found.agreement.agree, found.agreement.couples, found.agreement.judged, found.agreement.contradicted) == (1, 2, 2, 1)
+    assert found.content.repeated == Count(3, 26)
+
+
+def test_votes_agree_within_rows(tmp_path: Path):
+    def voted(number: int, *votes: int) -> dict[str, Any]:
+        answers = {"instruction": sentence(number), "response1": sentence(number + 100), "response2": sentence(number + 200)}
+        return answers | {f"annotator{place}": vote for place, vote in enumerate(votes, 1)}
+
+    found = looked(tmp_path, [voted(1, 1, 1, 1), voted(2, 2, 2, 1), voted(3, 1, 0, 1), voted(4, 0, 0, 0)])
+    assert found.agreement.of_voters
+    assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
+    assert (found.agreement.judged, found.agreement.contradicted) == (3, 1)
+    assert found.passed == {"tie": 1}
+
+
+def test_blank_and_same_answers_are_faults_and_ties_are_not(tmp_path: Path):
+    rows = [pair(number) for number in range(6)]
+    rows += [{**pair(7), "chosen": " "}, {**pair(8), "chosen": "x", "rejected": "x"}]
+    found = looked(tmp_path, rows)
+    assert found.faults == {"blank_answer": 1, "same_answers": 1}
+    assert found.num_examples == 6
+
+
+def test_the_longer_answer_wins(tmp_path: Path):
+    found = looked(tmp_path, [pair(n, sentence(n + 100, 20), sentence(n + 200, 10)) for n in range(40)])
+    assert found.lengths.longer_chosen == Count(40, 40)
+    assert signs.is_longer_better(found)
+    mixed = looked(tmp_path, [pair(n, sentence(n + 100, 20 if n % 2 else 10), sentence(n + 200, 10 if n % 2 else 20)) for n in range(40)])
+    assert mixed.lengths.longer_chosen == Count(20, 40)
+    assert not signs.is_longer_better(mixed)
+
+
+def test_small_edits_are_seen(tmp_path: Path):
+    def edited(number: int) -> dict[str, Any]:
+        words = [f"{number}w{place}" for place in range(60)]
+        return pair(number, " ".join(words), " ".join([*words[:30], "changed", *words[31:]]))
+
+    found = looked(tmp_path, [edited(number) for number in range(8)] + [pair(number) for number in range(20, 22)])
+    assert found.content.alike == Count(8, 10)
+
+
+def test_near_copies_of_whole_examples_in_each_part(tmp_path: Path):
+    one = pair(1, sentence(700, 60), sentence(800, 60))
+    near = {**one, "chosen": one["chosen"] + " once more", "rejected": one["rejected"] + " again"}
+    turned = {**one, "chosen": near["rejected"], "rejected": near["chosen"]}  # the verdict the other way is no copy
+    found = looked(tmp_path, [one, near, turned, pair(2)])
+    assert found.content.near == Count(1, 4)
+    assert found.content.repeated == Count(0, 4)
+
+
+def test_held_out_data_has_to_be_there(tmp_path: Path):
+    held = written(tmp_path, [pair(0)], "held.jsonl")
+    assert looked(tmp_path, [pair(number) for number in range(10)], eval_data=[held]).has_eval
+    with pytest.raises(DataError, match=r"none\.jsonl does not exist"):
+        looked(tmp_path, [pair(1)], eval_data=["none.jsonl"])
+
+
+def test_thumbs_rankings_and_demonstrations(tmp_path: Path):
+    thumbs = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100), "label": n % 4 == 0} for n in range(20)])
+    assert (thumbs.kind, thumbs.counts.num_up, thumbs.counts.num_down) == ("thumbs", 5, 15)
+    ranked = looked(
+        tmp_path,
+        [{"prompt": sentence(n), "completions": [sentence(n * 3 + k + 100) for k in range(3)], "ranks": [1, 2, 3]} for n in range(9)],
+    )
+    assert (ranked.kind, ranked.num_examples) == ("ranked", 9)
+    assert ranked.content.alike == Count(0, 27)
+    demonstrations = looked(tmp_path, [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(7)])
+    assert (demonstrations.kind, demonstrations.num_examples) == ("demonstration", 7)
+
+
+def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Path):
+    pairs = written(tmp_path, [pair(number) for number in range(5)], "pairs.jsonl")
+    thumbs = written(tmp_path, [{"prompt": sentence(9), "completion": sentence(8), "label": 1}], "thumbs.jsonl")
+    found = look(AdviseSettings(data=[pairs, thumbs]))
+    assert found.kind == "thumbs"
+    assert found.num_examples == 11
+    assert (found.counts.num_up, found.counts.num_down) == (6, 5)
+
+
+def test_prompts_alone_are_told_from_columns_that_need_a_name(tmp_path: Path):
+    found = looked(tmp_path, [{"prompt": sentence(n), "instruction_id_list": ["length"]} for n in range(5)])
+    assert found.kind == "prompts"
+    assert signs.can_be_checked(found) == "all 5 examples name constraints that a program can check"
+    with pytest.raises(DataError, match=r"perhaps: columns: \{completion: answer\}"):
+        looked(tmp_path, [{"prompt": sentence(n), "answer": sentence(n + 100)} for n in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [("So 3 + 4 = 7.\n#### 7", "numeric"), (r"Hence \boxed{\frac{1}{2}}", "numeric"), ("```python\nprint(1)\n```", "code")],
+)
+def test_answers_that_a_program_could_check(tmp_path: Path, answer: str, where: str):
+    found = looked(tmp_path, [{"prompt": sentence(n), "completion": f"{sentence(n + 50)} {answer}"} for n in range(6)])
+    assert getattr(found.content, where) == Count(6, 6)
+
+
+def test_languages_by_letters_and_by_frequent_words(tmp_path: Path):
+    rows = [{"prompt": "你好吗", "completion": "我很好"}, {"prompt": "what is this", "completion": "it is the sea"}]
+    han, latin = 6, len("whatisthisitisthesea")
+    found = looked(tmp_path, rows).content.languages
+    assert found == {"English": pytest.approx(latin / (latin + han)), "Han": pytest.approx(han / (latin + han))}
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Das ist nicht der Hund, den ich mit dir gesehen habe.", "German"),
+        ("Le chat est dans la maison et les souris sont sur le toit.", "French"),
+        ("El perro que vive en la casa no es mío, es de los vecinos.", "Spanish"),
+        ("Não sei o que é isso, mas parece uma casa do outro lado da rua.", "Portuguese"),
+        ("Il gatto è nella casa del vicino e gli piace il latte.", "Italian"),
+        ("De kat zit op het dak en dat is niet goed voor een kat.", "Dutch"),
+        ("Xyzzy plugh quux.", "Latin"),
+    ],
+)
+def test_languages_in_latin_letters(text: str, language: str):
+    assert latin_language(text) == language
+
+
+def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_path: Path):
+    rows = [{**pair(number, rejected=sentence(5000 + number)), "prompt": sentence(number % 100, 5 + number % 100)} for number in range(600)]
+    found = looked(tmp_path, rows, sample=60)
+    assert found.num_examples == 600
+    assert 30 <= found.sampled <= 60
+    assert found.sampled % 6 == 0
+    again = looked(tmp_path, rows, sample=60)
+    assert again == found
+
+
+def test_one_prompt_alone_may_fill_the_sample(tmp_path: Path):
+    found = looked(tmp_path, [{**pair(number), "prompt": "the same"} for number in range(40)], sample=10)
+    assert (found.num_examples, found.sampled) == (40, 10)
+
+
+def test_from_python(tmp_path: Path):
+    advice = prefopt.advise(written(tmp_path, [pair(number) for number in range(30)]))
+    assert advice.method == "ipo"
+    assert advice.config["batch_size"] == 8
+    assert advice.facts.num_examples == 30
+    assert any("30 pairs" in line for line in advice.lines())
+    with pytest.raises(ConfigError, match=r"modell: no such setting \(did you mean model\?\)"):
+        prefopt.advise("x.jsonl", modell="m")
+    with pytest.raises(ConfigError, match="memory say something about a model: give model too"):
+        prefopt.advise("x.jsonl", memory="8GB")
+    with pytest.raises(ConfigError, match="on_bad_row is not for advice"):
+        prefopt.advise("x.jsonl", on_bad_row="drop")
