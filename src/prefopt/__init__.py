@@ -12,21 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-<<<<<<< HEAD
-__all__ = ["Callback", "Policy", "Scorer", "__version__", "losses", "score", "sweep", "train"]
-=======
-__all__ = ["Callback", "Policy", "__version__", "advise", "losses", "sweep", "train"]
->>>>>>> w-advise
+__all__ = ["Callback", "Policy", "Scorer", "__version__", "advise", "losses", "score", "sweep", "train"]
 
 if TYPE_CHECKING:
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
-<<<<<<< HEAD
-    from prefopt.pipeline.score import Scorer
-=======
     from prefopt.pipeline.advise.run import Advice
->>>>>>> w-advise
+    from prefopt.pipeline.score import Scorer
     from prefopt.pipeline.sweep.run import SweepResult
     from prefopt.training.record.callbacks import Callback
     from prefopt.training.run import RunResult
@@ -80,7 +73,6 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
     return result
 
 
-<<<<<<< HEAD
 def score(
     model: "str | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
 ) -> list[float]:
@@ -99,7 +91,9 @@ def score(
         DataError: an answer is empty or does not fit.
     """
     found: list[float] = import_module("prefopt.pipeline.score").score(model, prompt, completions)
-=======
+    return found
+
+
 def advise(data: "str | Sequence[str]", *, model: str | None = None, **settings: Any) -> "Advice":
     """Look at data, and at a model if one is given, and say which method, with which settings, and why; what `prefopt advise` does.
 
@@ -121,7 +115,6 @@ def advise(data: "str | Sequence[str]", *, model: str | None = None, **settings:
     kind = import_module("prefopt.pipeline.advise.settings").AdviseSettings
     checked = check(kind, given, source="the settings given to prefopt.advise")
     found: Advice = import_module("prefopt.pipeline.advise.run").advise(checked)
->>>>>>> w-advise
     return found
 
 
