@@ -64,6 +64,8 @@ REFUSED: dict[str, Any] = {
     "adapter": "/an/adapter",
     "lora_rank": 2,
     "lora_alpha": 3.0,
+    "rslora": True,
+    "dora": True,
     "target_modules": ["q_proj"],
     "modules_to_save": ["lm_head"],
     "precision": "bf16",
@@ -198,7 +200,7 @@ def test_a_setting_that_only_rounds_may_change_and_is_noted(folders: tuple[Path,
 def test_a_setting_that_decides_the_numbers_may_not_change(killed: Path, model: Path, pairs: str, name: str):
     before = everything(killed)
     settings = {"model": model, **SAME, name: REFUSED[name]}
-    if name in ("lora_alpha", "target_modules", "modules_to_save"):
+    if name in ("lora_alpha", "rslora", "dora", "target_modules", "modules_to_save"):
         settings["lora_rank"] = 1
     with pytest.raises(RunError) as caught:
         run("dpo", settings.pop("model"), pairs, killed, resume=True, **settings)
