@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     """All flags."""
     made = argparse.ArgumentParser(prog="bench/gpu.sh", description=bench.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = made.add_argument
-    flag("--part", choices=("1", "2", "3", "all"), default="all", help="steps of one call: 1 and 2 fill the table, 3 is more than it needs")
+    parts = sorted({str(step.part) for step in STEPS})
+    flag("--part", choices=(*parts, "all"), default="all", help="steps of one call, the most important ones first")
     flag("--only", help="steps by name, separated by commas, in place of a part")
     flag("--seconds", type=float, default=470.0, help="for all steps together; what does not fit is listed as not run")
     flag("--out", type=Path, default=ROOT / "bench" / "results", help=f"folder for {FILE}, {LOG} and {TABLE}, which are added to")
