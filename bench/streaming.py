@@ -118,7 +118,7 @@ def load_all(file: Path, work: Path) -> tuple[Any, int, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
     tokenizer(["a"])
-    settings = DataSettings(data=[str(file)], cache_dir=work / f"cache-{file.stem}", data_workers=1)
+    settings = DataSettings(data=[str(file)], cache_dir=work / f"cache-{file.stem}", data_workers=1, on_bad_row="drop")
     before = memory("VmRSS")
     began = time.perf_counter()
     return load([str(file)], settings, tokenizer, kind="pair"), before, began
@@ -128,7 +128,7 @@ def cold(file: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Read and tokenise."""
     dataset, before, began = load_all(file, work)
     assert not dataset.summary.from_cache, "remove the cache of an earlier run"
-    return figures(began, before, all_rows=True)
+    return figures(began, before, all_rows=True, says=f"{len(dataset.trees):,} examples, dropped {dict(dataset.summary.dropped or {})}")
 
 
 def warm(file: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -165,6 +165,7 @@ def train(file: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
             report=False,
             samples=0,
             data_workers=1,
+            on_bad_row="drop",
         )
 
     run(few, "few", 20)

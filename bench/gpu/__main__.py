@@ -28,6 +28,9 @@ GRACE_S = 10.0
 LEAST_S = 20.0
 """A step is not begun with less than that."""
 
+REHEARSED_LONGER = 6
+"""How much longer a step may take in a rehearsal, on a CPU that may have other work."""
+
 LAST_LINES = 400
 """Lines of a step's output that are kept."""
 
@@ -140,8 +143,9 @@ def one_step(step: Step, setup: Setup, left_s: float, log: Path) -> dict[str, An
     record: dict[str, Any] = {"step": step.name, "device": setup.device, "seconds": 0.0, "found": None}
     if step.needs and not setup.named(step.needs):
         return record | {"outcome": f"left out: prefopt has no setting {step.needs}"}
-    limit = min(step.limit_s, left_s - GRACE_S)
-    if limit < min(LEAST_S, step.limit_s):
+    most = step.limit_s * (REHEARSED_LONGER if setup.rehearses else 1)
+    limit = min(most, left_s - GRACE_S)
+    if limit < min(LEAST_S, most):
         return record | {"outcome": "not run: no time was left"}
     began = time.monotonic()
     output = setup.work / f"{step.name}.log"
