@@ -10,7 +10,8 @@ included. Two sums are looked at:
 Rows of fork and plain are padded to the longest of their batch and cannot be cut finer than examples. So beside each stands what a
 search finds: the cut whose most loaded process has least to do, among cuts of examples sorted by length into any number of batches, their
 borders moved at random and the batches given to the emptiest process. Where that is above the bar too, a step counts as unavoidable:
-a cut that is more even would only let the others wait for more padding. The search takes far longer than a run could wait for.
+a cut that is more even would only let the others wait for more padding. The search takes a tenth of a second for each step, several times
+what the plan itself does, and counts nothing for a batch beyond its positions.
 
 Nothing is computed but lengths, so it takes minutes.
 """

@@ -205,7 +205,7 @@ def setting(step: str, shape: str, part: str, value: str) -> Callable[[Setup], l
 
     def command(setup: Setup) -> list[str]:
         told = "false" if part == "offload" and setup.rehearses else value  # from a CPU there is nowhere to move activations to
-        words = ("--set", f"prefopt-again:{setup.named(part)}={told}")
+        words = ("--set", f"prefopt-again:{setup.named(part)}={told}", "--precision", "bf16")  # a rehearsal too: some are for bf16 only
         return versus(step, shape, "prefopt,prefopt-again", *words, together_gb=TOGETHER)(setup)
 
     return command

@@ -99,14 +99,18 @@ def needed_positions(sizes: Sizes, sharing: Sharing) -> npt.NDArray[np.int64]:
 
 
 def _share_out(groups: Sequence[list[int]], sizes: Sequence[int], num_processes: int) -> list[list[list[int]]]:
-    """Groups to processes, largest first and there and back, so that no process gets the larger one each time.
+    """Groups to processes, largest first in rounds of one for each; in a round the process with least so far gets the largest.
 
     So the processes' n-th groups are of like size too, which is what FSDP2 waits for: it meets in every forward pass.
     """
     shared: list[list[list[int]]] = [[] for _ in range(num_processes)]
-    for place, index in enumerate(sorted(range(len(groups)), key=lambda index: -sizes[index])):
-        turn, process = divmod(place, num_processes)
-        shared[process if turn % 2 == 0 else num_processes - 1 - process].append(groups[index])
+    loads = [0] * num_processes
+    largest_first = sorted(range(len(groups)), key=lambda index: -sizes[index])
+    for start in range(0, len(groups), num_processes):
+        emptiest_first = sorted(range(num_processes), key=loads.__getitem__)
+        for process, index in zip(emptiest_first, largest_first[start : start + num_processes], strict=False):
+            shared[process].append(groups[index])
+            loads[process] += sizes[index]
     return shared
 
 
