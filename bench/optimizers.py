@@ -82,20 +82,24 @@ def steps_alone(shape: str, rounds: int, device: str) -> str:
         optimizers[kind] = make_optimizer(list(model.named_parameters()), weight_decay=0.01, kind=kind)
         set_learning_rate(optimizers[kind], 1e-6)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind, optimizer in optimizers.items():
-            began = time.perf_counter()
+            began, began_processor = time.perf_counter(), time.process_time()
             optimizer.step()
             if place.type == "cuda":
                 torch.cuda.synchronize()
             seconds[kind].append(time.perf_counter() - began)
+            processor[kind].append(time.process_time() - began_processor)
     lines = [f"# The optimizer's step alone, {shape}", "", f"    python -m bench.optimizers --step {shape}", ""]
-    lines += ["| | median, ms | least | most |", "|---|---|---|---|"]
+    lines += ["| | median, ms | least | most | time of the processor, median, ms |", "|---|---|---|---|---|"]
     for kind, own in seconds.items():
-        lines.append(f"| {kind} | {1000 * median(own[1:]):.1f} | {1000 * min(own[1:]):.1f} | {1000 * max(own[1:]):.1f} |")
+        times = [median(own[1:]), min(own[1:]), max(own[1:]), median(processor[kind][1:])]
+        lines.append(f"| {kind} | " + " | ".join(f"{1000 * each:.1f}" for each in times) + " |")
     where = torch.cuda.get_device_name() if place.type == "cuda" else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers", "bitsandbytes", "torch-optimi"))
     lines += ["", f"- {date.today()}, {where}; python {platform.python_version()}, {versions}"]
+    lines += [f"- other work on the machine while it ran: {os.getloadavg()[0]:.1f} processes on average (its own one of them)"]
     lines += [f"- {count / 1e6:.1f} million weights, random gradients; {rounds} rounds in turns, the first left out", ""]
     return "\n".join(lines)
 
