@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is measured on a GPU. `bench/gpu.sh --help` lists the flags, bench/README.md explains them.
-#   bench/gpu.sh --wheels FOLDER --out FOLDER --part 1      then --part 2: each within eight minutes
+#   bench/gpu.sh --wheels FOLDER --out FOLDER --part 1      then --part 2 and so on: each within eight minutes
 #   bench/gpu.sh --rehearse --out FOLDER                    the same steps on the CPU, tiny
 # PYTHON names the interpreter that has torch and transformers; what it lacks comes from the wheels (bench/wheels.sh).
 set -uo pipefail

@@ -2,6 +2,7 @@
 
 python -m bench.optimizers --data DATA                  DATA holds hh-rlhf/ (or PREFOPT_SHARED names it)
 python -m bench.optimizers --data DATA --work runs/o    keeps the model between calls
+python -m bench.optimizers --step 32m                   the optimizer's step alone, on a model of that shape of bench.versus
 
 Each run is a process of its own. `optimizer step` is the time in the optimizer alone; `peak` what the process took at most, on a
 GPU what its allocator did.
@@ -10,13 +11,18 @@ GPU what its allocator did.
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
+from datetime import date
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from bench.small_hh import circumstances, median, plot, prepare, said, train
+from bench.versus.shapes import SHAPES
 
 KINDS = ("adamw", "adamw-8bit", "adamw-bf16")
 
@@ -32,8 +38,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--step", choices=SHAPES, help="time steps of the optimizer alone; no data is needed")
+    parser.add_argument("--rounds", type=int, default=7, help="of --step, in turns; the first one warms up")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.step:
+        text = steps_alone(given.step, given.rounds, given.device)
+        print(text)
+        given.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        return
     if given.child:
         print(json.dumps(one(given)))
         return
@@ -46,6 +59,49 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".md").write_text(text, encoding="utf-8")
     plot({kind: each["losses"] for kind, each in found.items()}, given.out.with_suffix(".svg"), title="DPO loss by optimizer")
+
+
+def steps_alone(shape: str, rounds: int, device: str) -> str:
+    """The three in turns on weights of that shape with random gradients, as Markdown."""
+    import torch
+    import transformers
+
+    from prefopt.training.optimizer import make_optimizer, set_learning_rate
+    from prefopt.training.optimizers.kinds import KINDS as MADE
+
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    optimizers, count = {}, 0
+    for kind in KINDS:
+        torch.manual_seed(0)
+        with torch.device(place):
+            model = transformers.AutoModelForCausalLM.from_config(SHAPES[shape].config())
+        count = sum(parameter.numel() for parameter in model.parameters())
+        model.to(MADE[kind].trained)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizers[kind] = make_optimizer(list(model.named_parameters()), weight_decay=0.01, kind=kind)
+        set_learning_rate(optimizers[kind], 1e-6)
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(rounds):
+        for kind, optimizer in optimizers.items():
+            began, began_processor = time.perf_counter(), time.process_time()
+            optimizer.step()
+            if place.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[kind].append(time.perf_counter() - began)
+            processor[kind].append(time.process_time() - began_processor)
+    lines = [f"# The optimizer's step alone, {shape}", "", f"    python -m bench.optimizers --step {shape}", ""]
+    lines += ["| | median, ms | least | most | time of the processor, median, ms |", "|---|---|---|---|---|"]
+    for kind, own in seconds.items():
+        times = [median(own[1:]), min(own[1:]), max(own[1:]), median(processor[kind][1:])]
+        lines.append(f"| {kind} | " + " | ".join(f"{1000 * each:.1f}" for each in times) + " |")
+    where = torch.cuda.get_device_name() if place.type == "cuda" else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers", "bitsandbytes", "torch-optimi"))
+    lines += ["", f"- {date.today()}, {where}; python {platform.python_version()}, {versions}"]
+    lines += [f"- other work on the machine while it ran: {os.getloadavg()[0]:.1f} processes on average (its own one of them)"]
+    lines += [f"- {count / 1e6:.1f} million weights, random gradients; {rounds} rounds in turns, the first left out", ""]
+    return "\n".join(lines)
 
 
 def start(given: argparse.Namespace) -> Any:

@@ -28,6 +28,9 @@ GRACE_S = 10.0
 LEAST_S = 20.0
 """A step is not begun with less than that."""
 
+REHEARSED_LONGER = 6
+"""How much longer a step may take in a rehearsal, on a CPU that may have other work."""
+
 LAST_LINES = 400
 """Lines of a step's output that are kept."""
 
@@ -36,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     """All flags."""
     made = argparse.ArgumentParser(prog="bench/gpu.sh", description=bench.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = made.add_argument
-    flag("--part", choices=("1", "2", "3", "all"), default="all", help="steps of one call: 1 and 2 fill the table, 3 is more than it needs")
+    parts = sorted({str(step.part) for step in STEPS})
+    flag("--part", choices=(*parts, "all"), default="all", help="steps of one call, the most important ones first")
     flag("--only", help="steps by name, separated by commas, in place of a part")
     flag("--seconds", type=float, default=470.0, help="for all steps together; what does not fit is listed as not run")
     flag("--out", type=Path, default=ROOT / "bench" / "results", help=f"folder for {FILE}, {LOG} and {TABLE}, which are added to")
@@ -139,8 +143,9 @@ def one_step(step: Step, setup: Setup, left_s: float, log: Path) -> dict[str, An
     record: dict[str, Any] = {"step": step.name, "device": setup.device, "seconds": 0.0, "found": None}
     if step.needs and not setup.named(step.needs):
         return record | {"outcome": f"left out: prefopt has no setting {step.needs}"}
-    limit = min(step.limit_s, left_s - GRACE_S)
-    if limit < min(LEAST_S, step.limit_s):
+    most = step.limit_s * (REHEARSED_LONGER if setup.rehearses else 1)
+    limit = min(most, left_s - GRACE_S)
+    if limit < min(LEAST_S, most):
         return record | {"outcome": "not run: no time was left"}
     began = time.monotonic()
     output = setup.work / f"{step.name}.log"

@@ -33,7 +33,7 @@ def entry(found: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
     return next((own for own in found["contestants"] if own["label"] == label and "speed" in own), None)
 
 
-def times_faster(label: str, least: float) -> Callable[[Mapping[str, Any]], tuple[str, bool | None] | None]:
+def times_faster(label: str, least: float | None) -> Callable[[Mapping[str, Any]], tuple[str, bool | None] | None]:
     """How many times as fast prefopt is as that contestant, the reference counted in."""
 
     def read(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
@@ -42,9 +42,59 @@ def times_faster(label: str, least: float) -> Callable[[Mapping[str, Any]], tupl
             return None
         times = own["time_with_reference"]
         speeds = f"{base['speed']['whole_pairs_per_second']:.3g} against {own['speed']['whole_pairs_per_second']:.3g} pairs/s"
-        return f"{times['median']:.2f}x ({times['low']:.2f}-{times['high']:.2f}); {speeds}", times["median"] >= least
+        met = None if least is None else times["median"] >= least
+        return f"{times['median']:.2f}x ({times['low']:.2f}-{times['high']:.2f}), {len(own['blocks'])} blocks; {speeds}{noise(found)}", met
 
     return read
+
+
+def noise(found: Mapping[str, Any]) -> str:
+    """What prefopt takes against itself, where that ran too."""
+    again = next((own for own in found["contestants"] if own["label"].startswith("prefopt-again") and "speed" in own), None)
+    if again is None:
+        return ""
+    times = again["time_steps"]
+    return f"; A/A {times['median']:.3f} ({times['low']:.3f}-{times['high']:.3f})"
+
+
+def no_slower(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
+    """The time of a step against that without sharing: at most 3 % and what prefopt takes against itself."""
+    plain, again, base = (entry(found, label) for label in ("prefopt-plain", "prefopt-again", "prefopt"))
+    if plain is None or again is None or base is None:
+        return None
+    took = 1 / plain["time_steps"]["median"]
+    return f"{took:.3f} of its time{noise(found)}", took <= 1.03 + abs(again["time_steps"]["median"] - 1)
+
+
+def less_with_sharing(least: float) -> Callable[[Mapping[str, Any]], tuple[str, bool | None] | None]:
+    """How many times as fast as without sharing, and in what memory."""
+
+    def read(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
+        plain, base = entry(found, "prefopt-plain"), entry(found, "prefopt")
+        told = times_faster("prefopt-plain", least)(found)
+        if told is None or plain is None or base is None:
+            return None
+        memory = base["memory"]["peak"] / max(1, plain["memory"]["peak"])
+        return f"{told[0]}; {memory:.2f} of its memory", told[1]
+
+    return read
+
+
+def per_token(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
+    """Time per token, the prompt counted once, of 4 and 8 completions of a prompt against 2."""
+    owns = [entry(found, f"prefopt@k{count}") for count in (2, 4, 8)]
+    if any(own is None for own in owns):
+        return None
+    two, four, eight = (median(block["seconds"] / block["tokens"] for block in own["blocks"]) for own in owns if own is not None)
+    text = f"{four / two:.3f} with 4, {eight / two:.3f} with 8 completions{noise(found)}"
+    return text, max(four, eight) <= 1.1 * two
+
+
+def predicted(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
+    """Predicted by measured, of each run that was planned."""
+    ratios = {f"{row['way']} {what}": row[what][0] / row[what][1] for row in found.values() for what in ("memory", "step")}
+    text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    return text, all(abs(ratio - 1) <= 0.15 for ratio in ratios.values())
 
 
 def matrix_share(found: Mapping[str, Any]) -> tuple[str, bool | None] | None:
@@ -114,18 +164,26 @@ BARS: Sequence[Bar] = (
     Bar("rates of the machine", "reported", "facts", rates),
     Bar("GPU against CPU: attention, architectures, losses, going on to the bit", "all pass", "correct", tests),
     Bar("the same for soft-caps and sinks (FlexAttention)", "all pass", "correct-flex", tests),
+    Bar("the same for activations in main memory, 8-bit and bf16 AdamW, 4-bit bases", "all pass", "correct-bits", tests),
     Bar("0.5B in full, 64 pairs per step: pairs/s against TRL as it comes", "4.5x", "versus-0.5b", times_faster("trl", 4.5)),
     Bar("0.5B: pairs/s against TRL's best", "2.5x", "versus-0.5b", times_faster("trl-best", 2.5)),
     Bar("1.5B in full, 64 pairs per step: pairs/s against TRL as it comes", "4.5x", "versus-1.5b", times_faster("trl", 4.5)),
     Bar("1.5B: pairs/s against TRL's best", "2.5x", "versus-1.5b", times_faster("trl-best", 2.5)),
     Bar("1.5B: share of the measured bf16 rate", "45 %", "versus-1.5b", matrix_share),
+    Bar("8B, LoRA of rank 16, 16 pairs per step: pairs/s against TRL as it comes", "reported", "versus-8b", times_faster("trl", None)),
     Bar("7B, LoRA of rank 16 on bf16 weights: peak", "below 24 GB", "memory-7b", peak_below(24.0)),
     Bar("7B, LoRA of rank 16 on 4-bit weights: peak", "below 12 GB", "memory-7b-4bit", peak_below(12.0)),
+    Bar("`prefopt plan`, 0.5B: predicted / measured", "within 15 %", "plan", predicted),
+    Bar("0.5B, prompt of 2,048, completions of 64, against sharing off", "1.8x", "long-prompt", times_faster("prefopt-plain", 1.8)),
+    Bar("0.5B, no shared prefix, against sharing off", "3 % and A/A", "no-prefix", no_slower),
+    Bar("0.5B, K = 4 and 8 completions against 2: time per token", "within 10 %", "k", per_token),
+    Bar("hybrid shape, hh-rlhf lengths, against sharing off", "1.3x", "hybrid", less_with_sharing(1.3)),
+    Bar("0.5B, made to fork, against sharing off", "1.3x", "fork", less_with_sharing(1.3)),
     Bar("language-model head against others'", "reported", "head", heads),
     Bar("0.5B, torch.compile of norms and feed-forward parts", "reported", "compile", compiled),
     Bar("0.5B, activations in main memory", "reported", "offload", with_setting),
     Bar("0.5B, AdamW with 8-bit states", "reported", "adamw8bit", with_setting),
-    Bar("0.5B, prefopt against itself", "reported", "noise", with_setting),
+    Bar("0.5B, AdamW with bf16 weights", "reported", "adamw-bf16", with_setting),
     Bar("TRL's pairs per pass, 0.5B", "reported", "search-0.5b", passes),
     Bar("TRL's pairs per pass, 1.5B", "reported", "search-1.5b", passes),
     Bar("tests that need no GPU, with that machine's versions", "all pass", "versions", tests),

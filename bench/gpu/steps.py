@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+BARS_GB = 140.0
+"""Memory of the GPU that the bars were set for."""
+
 LENGTHS = str(ROOT / "bench" / "lengths" / "hh.json")
 TESTS = [f"tests/{room}/test_on_gpu.py" for room in ("engine", "models", "training")]
 OTHER_TESTS = ["tests/engine", "tests/methods", "tests/models", "tests/training/test_step.py", "tests/training/test_cut.py"]
@@ -72,8 +76,13 @@ def facts(setup: Setup) -> list[str]:
 
 
 FLEX = "flex or gemma2 or gpt_oss or deepseek_v3"
-REST = f"not ({FLEX})"
-"""Tests for which FlexAttention is compiled, which takes some ten seconds each, and the others."""
+BITS = "main_memory or pinned or offloaded or fewer_bits or four_bits or float64 or saving"
+REST = f"not ({FLEX} or {BITS})"
+"""Tests for which FlexAttention is compiled, which takes some ten seconds each; those of activations in main memory, optimizers in
+fewer bits and bases in four; and the others."""
+
+STEPS_LIMIT_S = 460.0
+"""All limits of a part together: the runner's 470 seconds less what a step may take to end."""
 
 
 def correct(name: str, which: str, rehearsed: str) -> Callable[[Setup], list[str]]:
@@ -95,19 +104,38 @@ def versions(setup: Setup) -> list[str]:
     return python("pytest", *words, *parallel, *some)
 
 
-def versus(name: str, shape: str, contestants: str, *words: str, blocks: int = 3, batch: int = 64) -> Callable[[Setup], list[str]]:
-    """bench.versus on pairs of hh-rlhf's lengths, one contestant after the other."""
+TOGETHER = 60.0
+"""GB of a GPU that holds two or three of prefopt's runs on 0.5B in full at once: 8 GB each, and the activations of one at a time."""
+
+
+def versus(
+    name: str, shape: str, contestants: str, *words: str, blocks: int = 10, steps: int = 1, batch: int = 64, together_gb: float = inf
+) -> Callable[[Setup], list[str]]:
+    """bench.versus on pairs of hh-rlhf's lengths, if `words` name no other workload.
+
+    Args:
+        name: of the step.
+        shape, contestants, words: flags of bench.versus.
+        blocks, steps: blocks, and optimizer steps of each.
+        batch: examples of a step.
+        together_gb: memory of a GPU that holds all contestants at once, so that they can take turns; else they run one after the
+            other. A rehearsal does what the GPU that the bars were set for would do.
+    """
 
     def command(setup: Setup) -> list[str]:
-        size = ["--shape", shape, "--batch", str(batch), "--blocks", str(blocks), "--block-steps", "2", "--precision", "bf16"]
+        size = ["--shape", shape, "--batch", str(batch), "--blocks", str(blocks), "--block-steps", str(steps), "--precision", "bf16"]
         if setup.rehearses:
-            size = ["--shape", "1m", "--batch", "4", "--blocks", "1", "--block-steps", "1", "--precision", "float32"]
+            tiny = shape if shape == "hybrid" else "1m"  # the smallest of its kind
+            size = ["--shape", tiny, "--batch", "4", "--blocks", "1", "--block-steps", "1", "--precision", "float32"]
+        made = [] if "--workload" in words else ["--workload", "lengths", "--lengths", LENGTHS]
+        longest = ["--max-length", "256" if setup.rehearses else "1024"] if made else []
+        if setup.rehearses and not made:
+            longest = ["--prompt-tokens", "48", "--completion-tokens", "8"]
+        apart = (BARS_GB if setup.rehearses else setup.memory_gb) < together_gb
         return python(
             "bench.versus",
-            *("--workload", "lengths", "--lengths", LENGTHS, "--max-length", "256" if setup.rehearses else "1024"),
-            *("--device", setup.device, "--contestants", contestants, "--apart", "--limit", "150"),
-            *size,
-            *words,
+            *(*made, *longest, "--device", setup.device, "--contestants", contestants, *(["--apart"] if apart else [])),
+            *("--limit", "150", *size, *words),
             *best_pass(shape, contestants, setup),
             *("--work", str(setup.work), "--name", name, "--out", str(setup.result(name))),
         )
@@ -117,7 +145,7 @@ def versus(name: str, shape: str, contestants: str, *words: str, blocks: int = 3
 
 PASSES = {"0.5b": (8, 16), "1.5b": (4, 8)}
 """Pairs per pass of TRL without checkpointing: the most whose activations, 2 and 4 MB per token, fit with rows of 1,024 tokens
-into 80 GB, and into 140 GB. The third part of the steps tries others."""
+into 80 GB, and into 140 GB: arithmetic, not a search. The steps search-0.5b and search-1.5b try others."""
 
 
 def best_pass(shape: str, contestants: str, setup: Setup) -> list[str]:
@@ -132,7 +160,7 @@ def searched(shape: str) -> Callable[[Setup], list[str]]:
     """TRL with its batch per pass searched for."""
 
     def command(setup: Setup) -> list[str]:
-        made = versus(f"search-{shape}", shape, "trl-best", blocks=2)(setup)
+        made = versus(f"search-{shape}", shape, "trl-best", blocks=1)(setup)
         place = made.index("--set")
         return made[:place] + made[place + 2 :]
 
@@ -142,7 +170,7 @@ def searched(shape: str) -> Callable[[Setup], list[str]]:
 def memory(name: str, *words: str) -> Callable[[Setup], list[str]]:
     """A LoRA of rank 16 on a Llama of 7 billion weights; its peak is what is asked for."""
     thrifty = ("--checkpointing", "on", "--set", "prefopt:max_tokens=4096", "--lora-rank", "16")
-    return versus(name, "7b", "prefopt", *thrifty, *words, blocks=2)
+    return versus(name, "7b", "prefopt", *thrifty, *words, blocks=2, steps=2)
 
 
 def longest(side: str) -> Callable[[Setup], list[str]]:
@@ -166,24 +194,36 @@ def compiled(setup: Setup) -> list[str]:
     return python("bench.compile", "--device", setup.device, *size, "--out", str(setup.result("compile")))
 
 
+def planned(setup: Setup) -> list[str]:
+    """What `prefopt plan` predicts, against runs."""
+    return python(
+        "bench.plan_check", "--device", setup.device, "--made", "1m" if setup.rehearses else "0.5b", "--add", str(setup.result("plan"))
+    )
+
+
 def setting(step: str, shape: str, part: str, value: str) -> Callable[[Setup], list[str]]:
     """prefopt with and without a setting, named by a part of its name: time, memory and losses."""
 
     def command(setup: Setup) -> list[str]:
         told = "false" if part == "offload" and setup.rehearses else value  # from a CPU there is nowhere to move activations to
-        return versus(step, shape, "prefopt,prefopt-again", "--set", f"prefopt-again:{setup.named(part)}={told}")(setup)
+        words = ("--set", f"prefopt-again:{setup.named(part)}={told}", "--precision", "bf16")  # a rehearsal too: some are for bf16 only
+        return versus(step, shape, "prefopt,prefopt-again", *words, together_gb=TOGETHER)(setup)
 
     return command
 
 
-SIDES = "prefopt,trl,trl-best"
+SIDES = "prefopt,prefopt-again,trl,trl-best"
 MODES = ("--checkpointing", "as-it-comes", "--set", "trl-best:gradient_checkpointing=false")
 """TRL recomputes activations as it comes, and not at its best; prefopt does not."""
 
+OURS = "prefopt,prefopt-again,prefopt-plain"
+FORKED = ("--set", "prefopt:sharing=fork", "--set", "prefopt-plain:sharing=plain")
+KS = "prefopt@k2,prefopt-again@k2,prefopt@k4,prefopt@k8"
 FOUR_BITS = ("--set", "prefopt:load_in_4bit=true")
+LORA = ("--lora-rank", "16", "--checkpointing", "as-it-comes")
 
 STEPS: Sequence[Step] = (
-    Step("facts", 1, "the GPU, versions, rates of matrix products and of copies", 60, facts),
+    Step("facts", 1, "the GPU, versions, rates of matrix products and of copies", 30, facts),
     Step(
         "correct",
         1,
@@ -191,19 +231,63 @@ STEPS: Sequence[Step] = (
         150,
         correct("correct", REST, "llama or losses or over"),
     ),
-    Step("versus-0.5b", 1, "0.5B in full against TRL as it comes and at its best", 170, versus("versus-0.5b", "0.5b", SIDES, *MODES)),
-    Step("versus-1.5b", 1, "1.5B in full against TRL as it comes and at its best", 230, versus("versus-1.5b", "1.5b", SIDES, *MODES)),
-    Step("correct-flex", 2, "GPU against CPU: what FlexAttention computes", 170, correct("correct-flex", FLEX, "narrow or gemma2")),
-    Step("memory-7b", 2, "7B, LoRA on bf16 weights: peak memory", 120, memory("memory-7b")),
-    Step("memory-7b-4bit", 2, "7B, LoRA on 4-bit weights: peak memory", 120, memory("memory-7b-4bit", *FOUR_BITS), "load_in_4bit"),
-    Step("longest-prefopt", 2, "longest sequence in 24 GB, prefopt", 60, longest("prefopt")),
-    Step("longest-trl", 2, "longest sequence in 24 GB, TRL", 75, longest("trl")),
-    Step("head", 2, "the head against Liger, cut-cross-entropy and torch", 120, head),
-    Step("compile", 2, "torch.compile of norms and feed-forward parts", 90, compiled),
-    Step("offload", 2, "activations kept in main memory", 100, setting("offload", "0.5b", "offload", "true"), "offload"),
-    Step("adamw8bit", 2, "AdamW with 8-bit states", 100, setting("adamw8bit", "0.5b", "optim", "adamw-8bit"), "optim"),
-    Step("noise", 3, "0.5B, prefopt against itself", 120, versus("noise", "0.5b", "prefopt,prefopt-again")),
-    Step("search-0.5b", 3, "TRL's pairs per pass, 0.5B", 300, searched("0.5b")),
-    Step("search-1.5b", 3, "TRL's pairs per pass, 1.5B", 300, searched("1.5b")),
-    Step("versions", 3, "tests that need no GPU, with this machine's versions", 200, versions),
+    Step("versus-1.5b", 1, "1.5B in full against TRL as it comes and at its best", 280, versus("versus-1.5b", "1.5b", SIDES, *MODES)),
+    Step(
+        "versus-0.5b",
+        2,
+        "0.5B in full against TRL as it comes and at its best, in turns",
+        200,
+        versus("versus-0.5b", "0.5b", SIDES, *MODES, steps=2, together_gb=120),
+    ),
+    Step("memory-7b", 2, "7B, LoRA on bf16 weights: peak memory", 80, memory("memory-7b")),
+    Step("memory-7b-4bit", 2, "7B, LoRA on 4-bit weights: peak memory", 80, memory("memory-7b-4bit", *FOUR_BITS), "load_in_4bit"),
+    Step("plan", 2, "what `prefopt plan` predicts: memory and time, 0.5B in full and with LoRA", 100, planned),
+    Step("correct-flex", 3, "GPU against CPU: what FlexAttention computes", 110, correct("correct-flex", FLEX, "narrow or gemma2")),
+    Step("longest-prefopt", 3, "longest sequence in 24 GB, prefopt", 60, longest("prefopt")),
+    Step("longest-trl", 3, "longest sequence in 24 GB, TRL", 70, longest("trl")),
+    Step(
+        "long-prompt",
+        3,
+        "prompts of 2,048 tokens, completions of 64: sharing on and off, in turns",
+        80,
+        versus("long-prompt", "0.5b", OURS, "--workload", "long-prompt", batch=16, together_gb=TOGETHER),
+    ),
+    Step(
+        "no-prefix",
+        3,
+        "no shared prefix: sharing on and off, in turns",
+        70,
+        versus("no-prefix", "0.5b", OURS, "--workload", "no-prefix", batch=32, together_gb=TOGETHER),
+    ),
+    Step(
+        "k",
+        3,
+        "2, 4 and 8 completions of a prompt, in turns",
+        70,
+        versus("k", "0.5b", KS, "--workload", "k2", batch=16, together_gb=TOGETHER),
+    ),
+    Step(
+        "correct-bits",
+        4,
+        "GPU against CPU: activations in main memory, optimizers in fewer bits, four-bit bases",
+        100,
+        correct("correct-bits", BITS, BITS),
+    ),
+    Step("hybrid", 4, "a hybrid: sharing on and off, in turns", 90, versus("hybrid", "hybrid", OURS, together_gb=TOGETHER)),
+    Step("adamw8bit", 4, "AdamW with 8-bit states, in turns", 65, setting("adamw8bit", "0.5b", "optim", "adamw-8bit"), "optim"),
+    Step("adamw-bf16", 4, "AdamW with bf16 weights, in turns", 65, setting("adamw-bf16", "0.5b", "optim", "adamw-bf16"), "optim"),
+    Step("offload", 4, "activations kept in main memory, in turns", 70, setting("offload", "0.5b", "offload", "true"), "offload"),
+    Step("fork", 4, "0.5B made to fork: sharing on and off, in turns", 70, versus("fork", "0.5b", OURS, *FORKED, together_gb=TOGETHER)),
+    Step("head", 5, "the head against Liger, cut-cross-entropy and torch", 110, head),
+    Step("compile", 5, "torch.compile of norms and feed-forward parts", 80, compiled),
+    Step(
+        "versus-8b",
+        5,
+        "8B, LoRA of rank 16 against TRL as it comes, four blocks",
+        270,
+        versus("versus-8b", "8b", "prefopt,trl", *LORA, blocks=4, batch=16),
+    ),
+    Step("search-0.5b", 6, "TRL's pairs per pass, 0.5B", 110, searched("0.5b")),
+    Step("search-1.5b", 6, "TRL's pairs per pass, 1.5B", 170, searched("1.5b")),
+    Step("versions", 6, "tests that need no GPU, with this machine's versions", 180, versions),
 )

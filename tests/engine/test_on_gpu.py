@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.engine.test_attention import FORESTS, SCALE, Shape, as_model_calls, dense, draw, layout_of, who_sees_whom
-from torch import Tensor
+from tests.engine.test_offload import Played
+from torch import Tensor, nn
 
 from prefopt.engine import attention
 from prefopt.engine.head import HeadShape, head_logps
 from prefopt.engine.layout import FlatLayout
+from prefopt.engine.offload import CudaCopies, Offload
 
 pytestmark = pytest.mark.gpu
 
@@ -131,3 +133,73 @@ def test_head(gpu: torch.device, dtype: torch.dtype, shape: HeadShape, record_pr
     distances = [apart(one, other) for one, other in zip((found, *gradients), (expected, *wanted), strict=True)]
     record_property("apart", max(distances))
     assert max(distances) < CLOSE[dtype], distances
+
+
+WIDE = 512
+ACTIVATION = 4 * 1024 * WIDE
+"""Bytes of an activation of the net below: 2 MiB, more than what `Offload` leaves where it is."""
+
+
+class Deep(nn.Module):
+    """Layers that keep two activations each for the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.ParameterList(torch.randn(WIDE, WIDE, generator=generator) / WIDE**0.5 for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = torch.tanh(x @ weight)
+        return x
+
+
+def step_of(net: Deep, device: torch.device, offload: Offload | None) -> tuple[list[Tensor], int]:
+    """Gradients, and the bytes that the GPU held for the backward pass when the forward pass was done; 0 on a CPU."""
+    net.zero_grad()
+    x = torch.linspace(-1, 1, 1024 * WIDE, device=device).view(1024, WIDE).requires_grad_()
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    if offload is None:
+        out = net(x)
+    else:
+        with offload.during(net):
+            out = net(x)
+    held = torch.cuda.memory_allocated() - before if device.type == "cuda" else 0
+    out.square().sum().backward()
+    assert x.grad is not None
+    return [x.grad, *(weight.grad.clone() for weight in net.weights if weight.grad is not None)], held
+
+
+@pytest.mark.parametrize("under_way", [0, 3 * ACTIVATION, 2**30])
+def test_activations_that_waited_in_main_memory_are_what_they_were(gpu: torch.device, under_way: int, record_property: Record):
+    """Twenty times: a copy that is used before it is whole, or written over before it has left, may go well by chance."""
+    net = Deep().to(gpu)
+    expected, held = step_of(net, gpu, None)
+    exact, _ = step_of(Deep(), torch.device("cpu"), None)
+    assert max(apart(one, other.double()) for one, other in zip(expected, exact, strict=True)) < 1e-2  # TF32 may be on
+    copies = CudaCopies(gpu) if gpu.type == "cuda" else Played()
+    for _ in range(20):
+        offload = Offload(copies, under_way=under_way)
+        found, held_less = step_of(net, gpu, offload)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert offload.counts.num_moved == 9  # the input and what each tanh gave, which the next product needs too
+        assert offload.counts.bytes_moved == 9 * ACTIVATION
+        assert offload.counts.num_back == {0: 9, 3 * ACTIVATION: 6, 2**30: 0}[under_way]
+    record_property("held after the forward pass", f"{held} bytes, {held_less} with the last {under_way} on the way")
+    if gpu.type == "cuda" and under_way == 0:
+        assert held_less <= held - 7 * ACTIVATION  # but for what the caller holds
+
+
+def test_copies_go_to_pinned_memory_and_back(gpu: torch.device):
+    if gpu.type != "cuda":
+        pytest.skip("streams and pinned memory are a GPU's")
+    copies = CudaCopies(gpu)
+    given = torch.arange(2**24, dtype=torch.int32, device=gpu).view(torch.uint8)
+    host, wait = copies.out(given)
+    wait()
+    torch.cuda.synchronize()
+    assert host.is_pinned()
+    assert torch.equal(host, given.cpu())
+    again, wait = copies.back(host, gpu)
+    wait()
+    assert torch.equal(again, given)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from tests.models.architectures import ARCHITECTURES, dpo_losses, gradients_of, head_of, pairs, plain_loss, relative_differences, tiny_model
 
 from prefopt.engine.batch import pack
-from prefopt.models.policy import Policy, on_device, set_attention
+from prefopt.models.load import Precision, load_model
+from prefopt.models.policy import Policy, on_device, set_attention, trained_parameters
 from prefopt.models.proof import prove
+from prefopt.models.quantise import four_bit_layers
+from prefopt.models.settings import ModelSettings
 
 pytestmark = pytest.mark.gpu
 
@@ -82,3 +87,36 @@ def test_an_architecture(gpu: torch.device, name: str, record_property: Callable
     )
     assert found.loss < max(ROUGH, 3 * noise.loss)
     assert found.gradients < max(ROUGH, 2 * noise.gradients)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_base_in_four_bits_stands_for_the_weights_that_it_does_on_the_cpu(
+    gpu: torch.device, model_folder: Callable[..., Path], record_property: Callable[[str, object], None]
+):
+    """Each weight is at the level at which it is on the CPU, but for a few between two; and the adapter gets the CPU's gradients."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights, gradients = [], []
+    for device in (torch.device("cpu"), gpu):
+        settings = ModelSettings(model=str(model_folder()), load_in_4bit=True, lora_rank=4)
+        model = load_model(settings, precision=Precision(None, torch.float32), device=device, seed=3).model
+        with torch.no_grad():  # a new adapter is the identity, and half its gradients are 0
+            for name, parameter in trained_parameters(model):
+                if "lora_B" in name:
+                    drawn = torch.empty(parameter.shape).normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+                    parameter.copy_(drawn)
+        path = prove(model, max_length=64).path
+        assert path.sharing == "flat"
+        values = [dequantize_4bit(layer.weight.data, layer.weight.quant_state).cpu() for _, layer in four_bit_layers(model)]
+        weights.append(torch.cat([value.flatten() for value in values]))
+        batch = pack(pairs(), sharing="flat", device=device)
+        loss = dpo_losses(*batch.as_pairs(Policy(model, path)(batch).sum())).sum()
+        named = dict(trained_parameters(model))
+        gradients.append({name: one.cpu() for name, one in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)})
+    moved = float((weights[0] - weights[1]).abs().gt(1e-3 * weights[0].abs().max()).float().mean())
+    worst = max(relative_differences(gradients[1], gradients[0]).values())
+    record_property("at other levels", moved)
+    record_property("gradients", worst)
+    assert len(weights[0]) > 10_000
+    assert moved < 1e-3
+    assert worst < 5e-2

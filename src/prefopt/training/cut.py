@@ -99,14 +99,18 @@ def needed_positions(sizes: Sizes, sharing: Sharing) -> npt.NDArray[np.int64]:
 
 
 def _share_out(groups: Sequence[list[int]], sizes: Sequence[int], num_processes: int) -> list[list[list[int]]]:
-    """Groups to processes, largest first and there and back, so that no process gets the larger one each time.
+    """Groups to processes, largest first in rounds of one for each; in a round the process with least so far gets the largest.
 
     So the processes' n-th groups are of like size too, which is what FSDP2 waits for: it meets in every forward pass.
     """
     shared: list[list[list[int]]] = [[] for _ in range(num_processes)]
-    for place, index in enumerate(sorted(range(len(groups)), key=lambda index: -sizes[index])):
-        turn, process = divmod(place, num_processes)
-        shared[process if turn % 2 == 0 else num_processes - 1 - process].append(groups[index])
+    loads = [0] * num_processes
+    largest_first = sorted(range(len(groups)), key=lambda index: -sizes[index])
+    for start in range(0, len(groups), num_processes):
+        emptiest_first = sorted(range(num_processes), key=loads.__getitem__)
+        for process, index in zip(emptiest_first, largest_first[start : start + num_processes], strict=False):
+            shared[process].append(groups[index])
+            loads[process] += sizes[index]
     return shared
 
 
@@ -169,6 +173,10 @@ MOST_EVENED = 8
 set (the reference pass) would take long."""
 
 
+MORE_PASSES = 3
+"""Micro-batches of a process beyond the fewest that are tried: more of them are padded less and evened better, and each costs a pass."""
+
+
 def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int, sharing: Sharing, num_processes: int) -> list[list[int]]:
     """Neighbours by length together, in as many groups as fit, and as can be shared out evenly where there are few."""
     longest_first = sorted(range(len(trees)), key=lambda index: (-trees[index].longest, index))
@@ -176,10 +184,24 @@ def _similar_lengths(trees: Sequence[PromptTree], max_tokens: int, sharing: Shar
     if num_processes == 1 or len(cheapest) > MOST_EVENED * num_processes:
         return cheapest
     fewest = _neighbours(trees, longest_first, max_tokens, sharing)
-    most_groups = -(-len(fewest) // num_processes) * num_processes
-    # The smallest limit that needs no more groups: it makes the largest of them, for which all wait, as small as can be.
+    passes = -(-len(fewest) // num_processes)
+    most = max(passes, min(passes + MORE_PASSES, len(trees) // num_processes))
+    tried = [_evened(trees, longest_first, max_tokens, sharing, each * num_processes) or fewest for each in range(passes, most + 1)]
+
+    def waited_for(groups: list[list[int]]) -> int:
+        sizes = [num_positions([trees[index] for index in group], sharing) + PASS for group in groups]
+        shared = _share_out([[place] for place in range(len(groups))], sizes, num_processes)
+        return max(sum(sizes[place] for (place,) in part) for part in shared)
+
+    return min(tried, key=waited_for)
+
+
+def _evened(
+    trees: Sequence[PromptTree], longest_first: Sequence[int], max_tokens: int, sharing: Sharing, most_groups: int
+) -> list[list[int]] | None:
+    """At most that many groups of neighbours, the largest of which is as small as can be; None where so few do not fit."""
+    groups = None
     low, high = max(num_positions([tree], sharing) for tree in trees), max_tokens
-    groups = fewest
     while low <= high:
         middle = (low + high) // 2
         tried = _neighbours(trees, longest_first, middle, sharing)
