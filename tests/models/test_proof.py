@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import nan
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from prefopt.engine.attention import TREE_ATTENTION
 from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
+from prefopt.engine.states import PIECE, Rows, forked
 from prefopt.errors import ModelError
-from prefopt.models.forest import random_forest, spans_named
+from prefopt.models.forest import long_trees, random_forest, spans_named
 from prefopt.models.load import checkpoint_activations
 from prefopt.models.policy import EnginePath, Policy, set_attention
 from prefopt.models.proof import EXACT, NOISE_FACTOR, Difference, Proof, Trial, allowed, prove
@@ -175,6 +177,78 @@ def test_a_deep_model_in_bf16_is_proved_on_few_layers_of_every_kind():
     assert prove(model, max_length=64).path.sharing == "fork"
     assert model.config.num_hidden_layers == 4
     assert list(model.config.layer_types) == kinds
+
+
+# Long rows of layers with a state
+
+
+def in_wrong_order(rows: Rows, own: Callable[[Rows], list[Rows]]) -> list[Rows]:
+    return own(rows)[::-1]
+
+
+def in_wrong_order_in_completions(rows: Rows, own: Callable[[Rows], list[Rows]]) -> list[Rows]:
+    begins_in_the_first_prompt = int(rows.index_RL[0, 0]) == 0
+    return own(rows) if begins_in_the_first_prompt else own(rows)[::-1]
+
+
+LONG = {"max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize("wrong", [in_wrong_order, in_wrong_order_in_completions])
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2"])
+def test_wrong_pieces_are_seen_where_rows_can_be_that_long(name: str, wrong: Callable[..., list[Rows]], monkeypatch: pytest.MonkeyPatch):
+    own = Rows.pieces
+    monkeypatch.setattr(Rows, "pieces", lambda rows: wrong(rows, own))
+    proof = prove(tiny_model(name, **LONG), max_length=PIECE + 6)
+    assert proof.path.sharing == "fork"
+    assert isinstance(proof.trials[0].found, Difference)
+    assert proof.trials[0].found.logps > 1e-3
+    assert prove(tiny_model(name, **LONG), max_length=PIECE + 5).path.sharing == "flat"  # no row is long enough to be cut
+
+
+def test_a_state_that_is_lost_between_pieces_is_seen(monkeypatch: pytest.MonkeyPatch):
+    from prefopt.engine import states
+
+    def fresh(layer: Any, prompt_of_R: Tensor | None = None) -> Any:
+        own = forked(layer, prompt_of_R)
+        if prompt_of_R is None:
+            for states_of in (own.conv_states, own.recurrent_states):
+                states_of.update({place: torch.zeros_like(value) for place, value in states_of.items() if value is not None})
+        return own
+
+    monkeypatch.setattr(states, "forked", fresh)
+    proof = prove(tiny_model("qwen3_5_text", **LONG), max_length=1024)
+    assert isinstance(proof.trials[0].found, Difference)
+    assert proof.trials[0].found.logps > 1e-3
+    assert proof.path.sharing == "fork"
+
+
+def test_right_pieces_are_shared_in_half_precision_too():
+    for given in ({}, {"dtype": torch.bfloat16}):
+        proof = prove(tiny_model("qwen3_5_text", **LONG, **given), max_length=1024)
+        assert proof.path.sharing == "flat"
+        assert isinstance(proof.trials[0].found, Difference)
+
+
+def test_a_prompt_and_completions_are_longer_than_a_piece_where_the_run_allows():
+    config = tiny_model("qwen3_5_text", **LONG).config
+    assert long_trees(config, PIECE + 5) == []
+    assert long_trees(tiny_model("qwen2").config, 1024) == []
+    prompt, completions = long_trees(config, PIECE + 6)
+    assert len(prompt.prompt_ids) > PIECE
+    assert len(completions.completions[0].ids) > PIECE
+    assert max(tree.longest for tree in (prompt, completions)) == PIECE + 6
+    for tree, again in zip((prompt, completions), long_trees(config, 4096), strict=True):
+        assert tree.prompt_ids.tolist() == again.prompt_ids.tolist()
+
+
+def test_of_two_trials_the_worse_counts():
+    good, bad = Trial("flat", Difference(1e-7, 2e-6), 0.0), Trial("flat", Difference(1e-8, 1e-2), 1e-3)
+    assert good.and_also(bad) == bad.and_also(good) == Trial("flat", Difference(1e-7, 1e-2), 1e-3)
+    failed = Trial("flat", "it has no cache", nan)
+    assert good.and_also(failed) is failed.and_also(good) is failed
+    unknown = good.and_also(Trial("flat", Difference(nan, 0.0), 0.0))
+    assert not unknown.holds(Difference(1e-7, 1e-6), EXACT)
 
 
 # What was asked for

@@ -26,6 +26,7 @@ from prefopt.models.quantise import (
     kept_in_4bit,
     need_bitsandbytes,
     num_parameters,
+    pack_layers,
     packed_bytes,
     quantisation_of,
     to_be_packed,
@@ -104,6 +105,25 @@ def test_every_linear_layer_but_the_head_is_packed(model_folder: Callable[..., P
     assert model.lm_head.weight.dtype == model.model.embed_tokens.weight.dtype == torch.float32
     assert num_parameters(model) == num_parameters(loaded(model_folder(), frozen=True, load_in_4bit=False).model)
     assert quantisation_of(model) == FOUR_BITS
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, BF16], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2"])
+def test_packing_a_model_that_is_there_is_reading_it_packed(model_folder: Callable[..., Path], architecture: str, precision: Precision):
+    """To the bit: the packed weights, the levels' scales, and what the model gives."""
+    read = loaded(model_folder(architecture), precision, frozen=True).model
+    model = loaded(model_folder(architecture), precision, frozen=True, load_in_4bit=False).model
+    pack_layers(model, [name for name, _ in four_bit_layers(read)], precision.autocast or torch.float32)
+    expected = dict(four_bit_layers(read))
+    assert dict(four_bit_layers(model)).keys() == expected.keys()
+    for name, layer in four_bit_layers(model):
+        assert torch.equal(layer.weight, expected[name].weight), name
+        assert torch.equal(layer.weight.quant_state.absmax, expected[name].weight.quant_state.absmax), name
+        assert layer.support_avx512bf16_for_cpu is False
+    batch = pack(trees(), sharing="flat")
+    with torch.no_grad(), torch.autocast("cpu", dtype=precision.autocast, enabled=precision.autocast is not None):
+        found, wanted = (Policy(one.train(False), FLAT)(batch).values_N for one in (model, read))
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

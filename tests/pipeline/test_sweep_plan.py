@@ -1,5 +1,6 @@
 """Which runs a sweep comes to, and every way in which it can be asked for wrongly; nothing runs here."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_how_it_starts_is_the_sweep_s_business_and_not_its_runs():
         ({"out": ["a", "b"]}, {}, "out: cannot be swept: it is the folder of the sweep"),
         ({"model": ["a", "b"]}, {}, "model: cannot be swept: it is what margins and KL are measured from"),
         ({"max_length": [64, 128]}, {}, "max_length: cannot be swept: it decides what the examples are"),
+        (
+            {"load_in_4bit": ["on", "off"]},
+            {"lora_rank": 8},
+            "load_in_4bit: cannot be swept: it decides how the start and its ref",
+        ),
+        ({"precision": ["bf16", "float32"]}, {}, "precision: cannot be swept: it decides how the start and its reference are"),
+        ({"optim": ["adamw", "adamw-bf16"]}, {}, "optim: adamw-bf16 starts from the model rounded to bf16, and so does its reference"),
+        ({"beta": [0.1, 1], "optim": ["adamw-bf16", "adamw-8bit"]}, {}, "optim: adamw-bf16 starts from the model rounded to bf16"),
+        ({"lora_rank": [0, 8]}, {}, "lora_rank: 0 trains all weights, .* Sweep ranks above 0, or give precision float32"),
+        ({"plackett_luce": ["on", "off"]}, {}, "plackett_luce: cannot be swept: it decides what the examples are"),
         ({"target_modules": ["a", "b"]}, {}, "target_modules: cannot be swept: it takes several values in one run"),
         ({"samples": ["1", "2"]}, {}, "samples: cannot be swept: it changes what is noted of a run"),
         ({"seed": ["1", "2"]}, {}, "seed: cannot be swept beside eval_fraction, because it also draws which examples are held out"),
@@ -135,10 +146,36 @@ def test_a_seed_may_be_swept_where_it_draws_no_held_out_examples():
 def test_every_setting_is_swept_or_refused_with_a_reason(method: str):
     """What is refused is there: a setting that was renamed would otherwise be swept unnoticed."""
     fields = settings_for(method_named(method)).model_fields
-    of_some = {"score", "reference", "sync_reference_every_steps", "sync_reference_weight", "kl_budget", "pairs_of_ranks"}
+    of_some = {
+        "score",
+        "reference",
+        "sync_reference_every_steps",
+        "sync_reference_weight",
+        "kl_budget",
+        "pairs_of_ranks",
+        "all_pairs",
+        "plackett_luce",
+    }
     assert {name for name in NOT_SWEPT if name not in fields} <= of_some
     swept = {name for name, info in fields.items() if name not in NOT_SWEPT and not takes_several(info)}
-    assert {"learning_rate", "epochs", "batch_size", "lora_rank", "weight_decay", "seed"} <= swept
+    assert {"learning_rate", "epochs", "batch_size", "weight_decay", "seed", "optim"} <= swept
+    assert {"lora_rank", "lora_alpha", "rslora", "dora"} <= swept  # a new adapter starts as the model itself, whatever its shape
+    assert {"load_in_4bit", "precision"}.isdisjoint(swept)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values"),
+    [
+        ({"optim": ["adamw", "adamw-8bit"]}, {}),
+        ({"optim": ["adamw-bf16"], "learning_rate": [1e-6, 1e-5]}, {}),
+        ({"lora_rank": [8, 16], "rslora": ["on", "off"], "lora_alpha": [8, 16], "dora": ["on", "off"]}, {}),
+        ({"lora_rank": [0], "learning_rate": [1e-6, 1e-5]}, {}),
+        ({"lora_rank": [0, 8]}, {"precision": "float32"}),
+    ],
+)
+def test_what_leaves_the_start_as_it_is_may_be_swept(sweep: dict[str, Any], values: dict[str, Any]):
+    found = plan(sweep, **values)
+    assert len(found.runs) == math.prod(map(len, sweep.values()))
 
 
 def test_planning_does_not_load_torch():

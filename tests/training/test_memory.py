@@ -17,6 +17,7 @@ from prefopt.config import check
 from prefopt.engine.batch import pack
 from prefopt.engine.head import HeadShape
 from prefopt.errors import RunError
+from prefopt.machine import ENVIRONMENT
 from prefopt.methods.method import Method
 from prefopt.models.load import checkpoint_activations, choose_precision
 from prefopt.models.policy import EnginePath, Policy
@@ -27,7 +28,7 @@ from prefopt.training.memory import check as memory
 from prefopt.training.memory import out_of_memory
 from prefopt.training.memory.available import Available
 from prefopt.training.memory.check import MemoryCheck, Micro, check_memory
-from prefopt.training.memory.estimate import estimate_memory, size
+from prefopt.training.memory.estimate import KERNEL, LIBRARIES, estimate_memory, size
 from prefopt.training.memory.out_of_memory import explaining_out_of_memory, is_out_of_memory
 from prefopt.training.memory.trace import Load, _micro_batch, trace_step
 from prefopt.training.settings import RunSettings
@@ -180,6 +181,18 @@ def test_the_heap_keeps_back_what_small_tensors_leave_unless_glibc_is_told_not_t
     assert parts(model)["holes in the heap"] > 0
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
     assert "holes in the heap" not in parts(model)
+
+
+@pytest.mark.parametrize(("onednn", "torch_s", "kernels"), [("32", "32", 32), ("8", "128", 128), ("0", "0", 0), ("", "16", None)])
+def test_as_many_kernels_are_counted_as_the_environment_lets_the_libraries_keep(
+    model: Path, onednn: str, torch_s: str, kernels: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    """The greater of both; what is not said is as `prefopt.machine` sets it. In float32 there are none."""
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", onednn)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", torch_s)
+    count = max(16, int(ENVIRONMENT["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])) if kernels is None else kernels
+    assert parts(model, precision="bf16")["kernels and caches"] == LIBRARIES + count * KERNEL
+    assert parts(model, precision="float32")["kernels and caches"] == LIBRARIES
 
 
 def test_the_parts_as_people_read_them(model: Path):

@@ -34,6 +34,7 @@ NOT_SWEPT: Mapping[str, str] = {
     **dict.fromkeys(("resume", "overwrite", "cache_dir", "data_workers", "memory_check", "trust_remote_code"), _OF_THE_SWEEP),
     **dict.fromkeys(("data", "eval_data", "eval_fraction", "data_format", "columns", "on_bad_row"), _OF_THE_DATA),
     **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score", "pairs_of_ranks"), _OF_THE_DATA),
+    **dict.fromkeys(("all_pairs", "plackett_luce"), _OF_THE_DATA),  # an example is a ranking, or a pair of one
     **dict.fromkeys(("model", "adapter", "reference", "sync_reference_every_steps", "sync_reference_weight"), _OF_THE_START),
     **dict.fromkeys(("load_in_4bit", "precision"), f"decides how the start and its reference are held and computed, {_APART}"),
     **dict.fromkeys(("samples", "sample_tokens", "kl_budget", "report", "report_to"), _OF_THE_NOTES),
@@ -52,18 +53,16 @@ REFERENCE_MOVES = (
 )
 
 
-OTHER_START = {
-    "optim": (
-        "adamw-bf16",
-        "optim: adamw-bf16 starts from the model rounded to bf16, and so does its reference, which for the others is the model as it is: "
-        "the runs' figures would not compare. Sweep adamw and adamw-8bit, or make a run for each with prefopt train",
-    ),
-    "lora_rank": (
-        0,
-        "lora_rank: 0 trains all weights, held in float32, while the base under an adapter is held in the run's precision, and with it the "
-        "reference: the runs' figures would not compare. Sweep ranks above 0, or give precision float32",
-    ),
-}
+_ROUNDED_START = (
+    "optim: adamw-bf16 starts from the model rounded to bf16, and so does its reference, which for the others is the model as it is: "
+    "the runs' figures would not compare. Sweep adamw and adamw-8bit, or make a run for each with prefopt train"
+)
+_ROUNDED_BASE = (
+    "lora_rank: 0 trains all weights, held in float32, while the base under an adapter is held in the run's precision, and with it the "
+    "reference: the runs' figures would not compare. Sweep ranks above 0, or give precision float32"
+)
+
+OTHER_START: Mapping[str, tuple[Any, str]] = {"optim": ("adamw-bf16", _ROUNDED_START), "lora_rank": (0, _ROUNDED_BASE)}
 """Settings of which one value, beside others, would give its run another start: setting -> value, what is wrong with that."""
 
 
