@@ -7,16 +7,17 @@ import sys
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-    "LRU_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    "LRU_CACHE_CAPACITY": "32",
 }
 """Variables that are set unless they are set already.
 
 Threads that wait for work by spinning take the processor from those that have it, wherever there are more threads than cores.
 
 On a CPU, oneDNN writes a kernel for every shape of a bf16 product, and torch keeps the last 1,024 of them, twice: some 0.8 MB each.
-Rows without padding have a new length in every batch, so memory would grow by gigabytes over a run and serve nothing. 128 are what
-one step uses again in every layer; with none it takes twice the time (docs/experiments.md).
+Rows without padding have a new length in every batch, so memory would grow by gigabytes over a run and serve nothing; and what each
+kernel holds lies in the heap between tensors that come and go, so that holes are left. 32 are more than one micro-batch uses again in
+every layer; with none it takes twice the time (docs/experiments.md).
 """
 
 UNUSED_KERNEL = "bitsandbytes.backends.cpu.ops"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, shown
+from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, printable, shown
 from prefopt.data.given import as_text
 from prefopt.data.kinds import PairsOfRanks
 
@@ -105,18 +105,18 @@ def check_plain(name: str, value: object, depth: int = DEEPEST_ARG) -> None:
         ValueError: something else than text, finite numbers, switches, null, and lists and mappings of them; or nested too deeply.
     """
     if depth == 0:
-        raise ValueError(f"{name} is nested too deeply")
+        raise ValueError(f"{printable(name)} is nested too deeply")
     if isinstance(value, str):
         if not is_unicode(value):
-            raise ValueError(f"{name} {NOT_UNICODE}")
+            raise ValueError(f"{printable(name)} {NOT_UNICODE}")
     elif isinstance(value, list):
         for item in value:
             check_plain(name, item, depth - 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{name} has the name {shown(key)}, and names must be text")
+                raise ValueError(f"{printable(name)} has the name {shown(key)}, and names must be text")
             check_plain(name, key, depth - 1)
             check_plain(name, item, depth - 1)
     elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
-        raise ValueError(f"{name} must be text, a finite number, on or off, null, or a list or mapping of them (given: {shown(value)})")
+        raise ValueError(f"{printable(name)} must be text, a finite number, on or off, null, or a list or mapping of them (given: {shown(value)})")
