@@ -119,4 +119,6 @@ def check_plain(name: str, value: object, depth: int = DEEPEST_ARG) -> None:
             check_plain(name, key, depth - 1)
             check_plain(name, item, depth - 1)
     elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
-        raise ValueError(f"{printable(name)} must be text, a finite number, on or off, null, or a list or mapping of them (given: {shown(value)})")
+        raise ValueError(
+            f"{printable(name)} must be text, a finite number, on or off, null, or a list or mapping of them (given: {shown(value)})"
+        )
