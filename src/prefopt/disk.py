@@ -107,7 +107,7 @@ class Spool:
             OSError: the disk is full, or fails.
         """
         if isinstance(self.file, io.BytesIO) and self.file.tell() + len(part) > self.held:
-            held, self.file = self.file, TemporaryFile()  # noqa: SIM115
+            held, self.file = self.file, TemporaryFile()  # noqa: SIM115 (closed by the finalizer below)
             weakref.finalize(self, self.file.close)
             self.file.write(held.getbuffer())
         self.file.write(part)

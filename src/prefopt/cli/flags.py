@@ -106,7 +106,7 @@ def command(
         if name != positional
     ]
     # cyclopts reads signatures; this one shows the settings, while all words go to `parse`.
-    call.__signature__ = inspect.Signature([all_words(panels, positional, word), *parameters])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([all_words(panels, positional, word), *parameters])  # type: ignore[attr-defined]  # functions have it unnamed
     call.__annotations__ = {}
     return call
 

@@ -64,7 +64,7 @@ def facts(method: type[Method]) -> str:
     fields = method.settings_class.model_fields
     for setting, kind in (("all_pairs", "ranked"), ("plackett_luce", "ranked"), ("unpaired", "thumbs")):
         if setting in fields:
-            kinds.append(f"with `{setting}` {DATA[kind]}")  # type: ignore[index]
+            kinds.append(f"with `{setting}` {DATA[kind]}")  # type: ignore[index]  # mypy takes the pairs' second words for any str
     rates = f"{method.rates.full:g}, for an adapter {method.rates.adapter:g}; more for a model below 1e9 parameters"
     lines = [
         f"- **Command**: `prefopt train {method.name}`",

@@ -16,6 +16,30 @@ UNITS = {"": 10**9, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib":
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?) *([a-z]*)")
 
 
+def num_bytes(amount: str) -> int:
+    """An amount of memory in bytes; a number alone is in GB.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = AMOUNT.fullmatch(amount.strip().lower())
+    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
+        raise ValueError("must be more than 0, written like 24GB, 24GiB or 24000MB; a number alone is in GB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def as_amount(value: Any) -> Any:
+    """An amount of memory as settings hold it; a config may give a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is None:
+        return None
+    num_bytes(str(value))
+    return str(value)
+
+
 class PlanSettings(DataSettings):
     """A model, what it would be trained on, and the memory that there is."""
 
@@ -47,28 +71,10 @@ class PlanSettings(DataSettings):
     write: Path | None = Setting(None, help="Write the settings that were chosen to this YAML file, for `prefopt train --config`.")
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
 
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _is_an_amount(cls, value: Any) -> Any:
-        if value is not None:
-            num_bytes(str(value))
-            return str(value)
-        return value
+    _is_an_amount = field_validator("memory", mode="before")(as_amount)
 
     @model_validator(mode="after")
     def _measuring_needs_data(self) -> "PlanSettings":
         if self.measure and not self.data:
             raise ValueError("measure runs three steps, and there is nothing to train on: give data too")
         return self
-
-
-def num_bytes(amount: str) -> int:
-    """An amount of memory in bytes; a number alone is in GB.
-
-    Raises:
-        ValueError: it is none.
-    """
-    found = AMOUNT.fullmatch(amount.strip().lower())
-    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
-        raise ValueError("must be more than 0, written like 24GB, 24GiB or 24000MB; a number alone is in GB")
-    return int(float(found[1]) * UNITS[found[2]])

@@ -4,13 +4,13 @@ Apart from the rest so that `prefopt advise --help` is drawn without importing t
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 
 from prefopt.config import Setting
 from prefopt.data.settings import DataSettings
-from prefopt.pipeline.plan_settings import num_bytes
+from prefopt.pipeline.plan_settings import as_amount
 
 Have = Literal["checker", "reward-model", "shaped-rewards"]
 """What no data shows."""
@@ -42,13 +42,7 @@ class AdviseSettings(DataSettings):
     trust_remote_code: bool = Setting(False, help="Run Python code that comes with the model. It can do anything on your machine.")
     write: Path | None = Setting(None, help="Write the settings that are advised to this YAML file, for `prefopt train --config`.")
 
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _is_an_amount(cls, value: Any) -> Any:
-        if value is not None:
-            num_bytes(str(value))
-            return str(value)
-        return value
+    _is_an_amount = field_validator("memory", mode="before")(as_amount)
 
     @model_validator(mode="after")
     def _goes_together(self) -> "AdviseSettings":

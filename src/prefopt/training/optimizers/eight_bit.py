@@ -49,7 +49,7 @@ class EightBit(Kind):
         if not state:
             return
         if state["state1"].dtype == torch.uint8:
-            known: dict[str, Tensor] = optimizer.name2qmap  # type: ignore[attr-defined]
+            known: dict[str, Tensor] = optimizer.name2qmap  # type: ignore[attr-defined]  # bitsandbytes' own
             for name, table in LEVELS.items():
                 known[table] = state[name] = known[table].to(parameter.device)
         optimizer.state[parameter] = state | {"step": int(tensors["step"])}
