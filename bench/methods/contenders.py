@@ -35,6 +35,7 @@ CONTENDERS: dict[str, Contender] = {
     "dpo, wpo": Contender("dpo", trials(beta=(0.25, 0.5), wpo=True)),
     "dpo, ld-alpha": Contender("dpo", trials(beta=(0.25, 0.5), ld_alpha=0.5)),
     "dpo, js": Contender("dpo", trials(beta=(0.25, 0.5), f_divergence="js")),
+    "dpo, moving reference": Contender("dpo", trials(beta=(0.5, 1.0), sync_reference_every_steps=40)),
     "dpo, plackett-luce": Contender("dpo", trials(beta=(0.25, 0.5), plackett_luce=True), ranked=True),
     "dpo, all pairs": Contender("dpo", trials(beta=(0.25, 0.5), all_pairs=True), ranked=True),
     "ipo": Contender("ipo", trials(beta=(1.0, 2.0, 4.0))),

@@ -7,7 +7,9 @@ from bench.methods.__main__ import MOST_KL, best_trial, table
 from bench.methods.contenders import CONTENDERS
 from bench.methods.picture import by_reward, picture
 
+from prefopt.config import check
 from prefopt.methods.table import METHODS
+from prefopt.training.assemble import settings_for
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,13 +39,13 @@ FOUND = {
 
 
 def test_every_method_that_trains_a_language_model_is_compared_with_settings_that_it_takes():
-    policies = {row.name for row in METHODS} - {"reward"}
-    assert {contender.method for contender in CONTENDERS.values()} == policies
+    policies = {row.name: row.load() for row in METHODS if row.load().needs.model == "language"}
+    assert {contender.method for contender in CONTENDERS.values()} == set(policies)
     for name, contender in CONTENDERS.items():
-        settings_class = next(row for row in METHODS if row.name == contender.method).load().settings_class
         for trial in contender.trials:
-            method_settings = {key: value for key, value in trial.items() if key != "learning_rate"}
-            assert settings_class(**method_settings), name
+            given = {"model": "model", "data": ["pairs.jsonl"], "out": "run", **trial}
+            checked = check(settings_for(policies[contender.method]), given)
+            assert {key: getattr(checked, key) for key in trial} == dict(trial), name
 
 
 def test_the_best_trial_is_the_highest_reward_that_is_still_language():
