@@ -11,7 +11,8 @@ from tests.methods import oracles
 from tests.methods.cases import Case, thumbs
 from tests.training.test_step import gradients, pairs, trainer
 
-from prefopt.engine.batch import pack
+from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.logps import TokenLogps
 from prefopt.errors import DataError
 from prefopt.methods.bco import shift_of
 from prefopt.methods.kto import KTO, balancing_weights
@@ -120,11 +121,10 @@ def test_partners_add_nothing_to_the_loss_but_z0(make_model, monkeypatch: pytest
     results, _ = zip(*map(stepped, drawn), strict=True)
     assert results[0].metrics["z0"] != pytest.approx(results[1].metrics["z0"])
 
-    monkeypatch.setattr(
-        KTO,
-        "statistics",
-        lambda self, policy, reference, batch: {"log_ratio": policy.sum().sum() * 0 + 0.6, "weight": 2.0 * batch.weight_B.sum() ** 0},
-    )
+    def held(self: KTO, policy: TokenLogps, reference: TokenLogps, batch: TreeBatch) -> dict[str, torch.Tensor]:
+        return {"log_ratio": policy.values_N.new_tensor(0.6), "weight": policy.values_N.new_tensor(2.0)}
+
+    monkeypatch.setattr(KTO, "statistics", held)
     (one, its_slopes), (other, other_slopes) = map(stepped, drawn)
     torch.testing.assert_close(its_slopes, other_slopes, rtol=1e-9, atol=1e-14)
     assert one.loss == pytest.approx(other.loss, rel=1e-12)

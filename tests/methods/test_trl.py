@@ -189,7 +189,7 @@ def test_six_steps_agree(model_folder: Callable[..., Path], data: dict[bool, str
     expected = theirs(model, data, tmp_path, other)
     found = ours(model, data, tmp_path, mine)
     assert len(found) == len(expected) == STEPS
-    print("DIFF", name, max(abs(a - b) for a, b in zip(found, expected)), max(expected))
+    print("DIFF", name, max(abs(a - b) for a, b in zip(found, expected, strict=True)), max(expected))
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert abs(found[0] - found[-1]) > 1e-3  # it went somewhere
 

@@ -124,7 +124,7 @@ def pair_metrics(
         "rewards/chosen": chosen_P,
         "rewards/rejected": rejected_P,
         "rewards/margin": chosen_P - rejected_P,
-        "rewards/accuracy": ((chosen_P > rejected_P).float() + (chosen_P >= rejected_P).float()) / 2,
+        "rewards/accuracy": ((chosen_P > rejected_P).to(chosen_P.dtype) + (chosen_P >= rejected_P).to(chosen_P.dtype)) / 2,
         "logps/chosen": logps_chosen_P,
         "logps/rejected": logps_rejected_P,
     }
