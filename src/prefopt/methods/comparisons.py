@@ -79,8 +79,8 @@ class Comparisons:
         table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         counts = np.array([len(own) for own in places], dtype=np.int64)
         columns = (np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]), counts, starts + np.array(best, dtype=np.int64))
-        on_device = (from_numpy(column).to(batch.input_ids.device, non_blocking=True) for column in columns)
-        return cls(*on_device, of_pairs=of_pairs)
+        better_P, worse_P, num_B, best_B = (from_numpy(column).to(batch.input_ids.device, non_blocking=True) for column in columns)
+        return cls(better_P, worse_P, num_B, best_B, of_pairs)
 
     def sides(self, values_C: Tensor) -> tuple[Tensor, Tensor]:
         """Values of the better and of the worse completion of each comparison, [P] each."""
