@@ -1,6 +1,5 @@
 """The harness as a whole: prefopt against itself, and against TRL where it is installed."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -73,7 +72,6 @@ def test_tokenisation_alone(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -r bench/requirements.txt")
 def test_trl_sees_the_same_and_learns_the_same(tmp_path: Path):
     """The same tokens in the same order, and in float32 the same loss at every step, whatever TRL's pairs per pass."""
     found = versus(

@@ -127,6 +127,25 @@ def reward(c: float, r: float, *, margin: float, label_smoothing: float) -> floa
     return -(1 - label_smoothing) * math.log(right) - label_smoothing * math.log(1 - right)
 
 
+def centring(mean: float) -> float:
+    """The sum of two scores of that mean, squared."""
+    return (mean + mean) ** 2
+
+
+def sft(logp: float) -> float:
+    """The surprise of an answer of that log-probability."""
+    return math.log(1 / math.exp(logp))
+
+
+def likelihood(answers: Sequence[Sequence[float]], weights: Sequence[float], reduction: str) -> float:
+    """The chosen answers' negative log-likelihood from their tokens' log-probabilities: of CPO's paper (sum), of RPO's (mean), of TRL."""
+    if reduction == "tokens":
+        tokens = [(weight, logp) for answer, weight in zip(answers, weights, strict=True) for logp in answer]
+        return -sum(weight * logp for weight, logp in tokens) / sum(weight for weight, _ in tokens)
+    of_one = {"sum": sum, "mean": lambda answer: sum(answer) / len(answer)}[reduction]
+    return -sum(weight * of_one(answer) for answer, weight in zip(answers, weights, strict=True)) / sum(weights)
+
+
 def plackett_luce(rewards: Sequence[float]) -> float:
     """The given order is the best first; its probability, by drawing without replacement, is normalised over all orders."""
 
@@ -155,12 +174,19 @@ def f_slope(u: float, divergence: str, alpha: float = 0.5) -> float:
     return (f(u + step) - f(u - step)) / (2 * step)
 
 
-def wpo(logps: Sequence[float], distributions: Sequence[Sequence[float]], *, clamp: bool) -> float:
-    """Geometric mean over tokens of π(y_t) / Σ_v π(v)²."""
-    product = 1.0
-    for logp, distribution in zip(logps, distributions, strict=True):
-        product *= math.exp(logp) / sum(share * share for share in distribution)
-    weight = product ** (1 / len(logps))
+def wpo(*answers: tuple[Sequence[float], Sequence[Sequence[float]]], clamp: bool) -> float:
+    """Over a pair's answers the product of the geometric means over tokens of π(y_t) / Σ_v π(v)², 1 at most if clamped.
+
+    Args:
+        answers: of each the log-probabilities of its tokens, and the distributions that they were predicted by.
+        clamp: as the authors' code does.
+    """
+    weight = 1.0
+    for logps, distributions in answers:
+        product = 1.0
+        for logp, distribution in zip(logps, distributions, strict=True):
+            product *= math.exp(logp) / sum(share * share for share in distribution)
+        weight *= product ** (1 / len(logps))
     return min(1.0, weight) if clamp else weight
 
 

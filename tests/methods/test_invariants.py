@@ -1,122 +1,24 @@
 """What every method must keep, or say why it need not: through the trainer's own step, on a small float64 model.
 
-One table: a method, the settings that bring its parts into play, and the trees that it reads. Every test below runs over all of it.
+Every test runs over all of `cases.CASES`. What the table holds of the losses alone, without a model, stands beside it: swapped answers
+(`test_swap.py`), weights of 0 (`test_nothing.py`), the ends and narrow numbers (`test_ends.py`).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.training.test_step import demonstrations, draw, gradients, pairs, trainer
+from tests.methods.cases import CASES, EVERY, WITH_OPTIONS, Case
+from tests.training.test_step import gradients, pairs, trainer
 
-from prefopt.methods.method import Method
 from prefopt.methods.table import METHODS
 from prefopt.models.reference import FrozenCopy
 from prefopt.training.group.processes import Processes
 from prefopt.training.loop import Trainer
 from prefopt.trees import Completion, PromptTree
-
-
-def rankings(num: int, seed: int = 0) -> list[PromptTree]:
-    """Two to five completions, some of one rank; one tree in which nothing can be compared."""
-    rng = np.random.default_rng(seed)
-    trees = []
-    for place in range(num):
-        count = int(rng.integers(2, 6))
-        ranks = [0] * count if place == 2 else sorted(rng.integers(0, 3, count).tolist(), key=lambda _: rng.random())
-        completions = tuple(Completion(draw(rng, int(rng.integers(1, 9))), rank=rank) for rank in ranks)
-        trees.append(PromptTree(draw(rng, int(rng.integers(1, 12))), completions, weight=float(rng.choice([0.5, 1.0, 2.0]))))
-    return trees
-
-
-def thumbs(num: int) -> list[PromptTree]:
-    return [
-        replace(tree, completions=(replace(tree.completions[0], label=place % 3 != 1),)) for place, tree in enumerate(pairs(num, seed=5))
-    ]
-
-
-def scored_pairs(num: int) -> list[PromptTree]:
-    """Pairs whose answers bring scores, the chosen one's higher by 0 to 2."""
-    return [
-        replace(
-            tree, completions=tuple(replace(one, reward=1.0 + reward) for one, reward in zip(tree.completions, (place % 3, 0), strict=True))
-        )
-        for place, tree in enumerate(pairs(num))
-    ]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A method with settings, and what it reads."""
-
-    name: str
-    settings: dict[str, Any]
-    make_trees: Callable[[int], list[PromptTree]] = pairs
-
-    def method(self, **others: Any) -> Method:
-        kind = next(row for row in METHODS if row.name == self.name).load()
-        return kind(kind.settings_class(**{**self.settings, **others}))
-
-    def trees(self, num: int) -> list[PromptTree]:
-        return list(self.method().arrange(self.make_trees(num), seed=1))
-
-    def state(self, trees: list[PromptTree]) -> dict[str, float]:
-        """A state in which a run may be, not the one in which all is 0."""
-        method = self.method()
-        state = method.state_from(trees)
-        return {key: value if self.name == "kto" else 0.4 + 0.3 * place for place, (key, value) in enumerate(state.items())}
-
-
-CASES = {
-    "sft": Case("sft", {}, demonstrations),
-    "dpo": Case("dpo", {"beta": 0.3}),
-    "cdpo": Case("dpo", {"beta": 0.3, "label_smoothing": 0.1}),
-    "dpo with sft": Case("dpo", {"beta": 0.3, "sft_weight": 0.4}),
-    "dpo with wpo": Case("dpo", {"beta": 0.3, "wpo": True}),
-    "dpo with wpo unclamped": Case("dpo", {"beta": 0.3, "wpo": True, "wpo_clamp": False}),
-    "dpo with ld": Case("dpo", {"beta": 0.3, "ld_alpha": 0.3}),
-    "dpo with forward kl": Case("dpo", {"beta": 0.3, "f_divergence": "forward-kl"}),
-    "dpo with js": Case("dpo", {"beta": 0.3, "f_divergence": "js"}),
-    "dpo with alpha": Case("dpo", {"beta": 0.3, "f_divergence": "alpha", "f_alpha": 0.4, "ld_alpha": 0.5}),
-    "dpo on orders": Case("dpo", {"beta": 0.3, "plackett_luce": True, "sft_weight": 0.2}, rankings),
-    "dpo on all pairs": Case("dpo", {"beta": 0.3, "all_pairs": True, "wpo": True}, rankings),
-    "mix": Case(
-        "dpo",
-        {"mix": {"ipo": {"weight": 0.5, "beta": 0.7}, "bco": 0.3, "simpo": {"weight": 0.2, "wpo": True}, "orpo": 0.6, "sft": 0.1}},
-    ),
-    "mix on all pairs": Case("hinge", {"all_pairs": True, "mix": {"bco": 1.0, "sft": 0.5}}, rankings),
-    "ipo": Case("ipo", {"beta": 0.3}),
-    "ipo on sums": Case("ipo", {"beta": 0.3, "reduction": "sum"}),
-    "kto": Case("kto", {"beta": 0.3, "desirable_weight": 1.5}, thumbs),
-    "kto balanced": Case("kto", {"beta": 0.3, "balance": True}, thumbs),
-    "kto on pairs": Case("kto", {"beta": 0.3}),
-    "orpo": Case("orpo", {"odds_weight": 0.5}),
-    "orpo of the answer": Case("orpo", {"odds_weight": 0.5, "likelihood_of": "chosen"}),
-    "simpo": Case("simpo", {"label_smoothing": 0.1}),
-    "cpo": Case("cpo", {"beta": 0.3}),
-    "robust": Case("robust", {"beta": 0.3}),
-    "hinge": Case("hinge", {"beta": 0.3}),
-    "ln-dpo": Case("ln-dpo", {"beta": 3.0}),
-    "rdpo": Case("rdpo", {"beta": 0.3, "length_weight": 0.1}),
-    "dpop": Case("dpop", {"beta": 0.3, "penalty": 3.0}),
-    "exo": Case("exo", {"beta": 0.3}),
-    "nca": Case("nca", {"beta": 0.3}),
-    "bco": Case("bco", {"beta": 0.3, "shift_decay": 0.9}),
-    "bco on thumbs": Case("bco", {"beta": 0.3, "unpaired": True}, thumbs),
-    "sppo": Case("sppo", {"beta": 0.3}),
-    "apo-zero": Case("apo-zero", {"beta": 0.3}),
-    "apo-down": Case("apo-down", {"beta": 0.3}),
-    "discopop": Case("discopop", {"beta": 0.3}),
-    "reward": Case("reward", {"center_weight": 0.05, "label_smoothing": 0.1}),
-    "reward with margins": Case("reward", {"margin_from_scores": True}, scored_pairs),
-    "reward on all pairs": Case("reward", {"all_pairs": True, "center_weight": 0.05}, rankings),
-    "reward on orders": Case("reward", {"plackett_luce": True, "center_weight": 0.05}, rankings),
-}
-EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def equal(one: Any, other: Any) -> None:
@@ -130,8 +32,11 @@ def same_gradients(one: Trainer, other: Trainer) -> None:
     torch.testing.assert_close(gradients(one), gradients(other), rtol=1e-8, atol=1e-12)
 
 
-def test_every_method_is_in_the_table():
+def test_every_method_and_every_setting_is_in_the_table():
     assert {case.name for case in CASES.values()} == {row.name for row in METHODS}
+    for row in METHODS:
+        tried = {setting for case in WITH_OPTIONS.values() if case.name == row.name for setting in case.settings}
+        assert row.load().settings_class.model_fields.keys() == tried, row.name
 
 
 @EVERY
@@ -142,7 +47,7 @@ def test_the_cut_changes_nothing(make_model, case: Case):
     result, norm = whole.step(trees, 0, state)
     assert norm > 1e-3
     most = max(sum(len(tree.prompt_ids) + len(one.ids) for one in tree.completions) for tree in trees)
-    for max_tokens, sharing in ((most, "flat"), (4096, "plain"), (2 * most, "plain")):
+    for max_tokens, sharing in ((most, "flat"), (4096, "plain"), (2 * most, "plain"), (4096, "fork"), (2 * most, "fork")):
         cut = trainer(make_model, case.method(), max_tokens=max_tokens, sharing=sharing)
         cut_result, _ = cut.step(trees, 0, state)
         same_gradients(cut, whole)
@@ -261,30 +166,6 @@ def test_examples_of_weight_zero_only_give_no_gradient(make_model, case: Case):
     one = trainer(make_model, case.method())
     result, norm = one.step(trees, 0, case.state(trees))
     assert (result.loss, norm) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "nothing"),
-    [
-        ("dpo", {}, {"sft_weight": 0.0, "mix": {"ipo": 0.0}, "label_smoothing": 0.0, "ld_alpha": 1.0}),
-        ("ipo", {"beta": 0.3}, {"mix": {"sft": 0.0}}),
-        ("cpo", {"sft_weight": 0.0}, {"label_smoothing": 0.0}),
-        ("dpo", {}, {"mix": {}, "all_pairs": True}),
-        ("bco", {}, {"mix": {"hinge": 0.0, "bco": 0.0}}),
-        ("reward", {}, {"center_weight": 0.0, "label_smoothing": 0.0}),
-        ("reward", {"center_weight": 0.1}, {"all_pairs": True}),
-        ("reward", {"center_weight": 0.1}, {"plackett_luce": True}),
-    ],
-)
-def test_weight_zero_equals_absent(make_model, name: str, settings: dict[str, Any], nothing: dict[str, Any]):
-    base, other = Case(name, settings), Case(name, {**settings, **nothing})
-    trees = pairs(6)
-    one, two = trainer(make_model, base.method()), trainer(make_model, other.method())
-    result, _ = one.step(trees, 0, one.method.state_from(trees))
-    other_result, _ = two.step(trees, 0, two.method.state_from(trees))
-    same_gradients(one, two)
-    assert result.loss == pytest.approx(other_result.loss, rel=1e-12)
-    assert result.metrics == pytest.approx(other_result.metrics, rel=1e-9)
 
 
 @pytest.mark.parametrize(

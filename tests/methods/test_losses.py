@@ -1,4 +1,7 @@
-"""The pure losses of all methods: numbers worked by hand, an oracle, derivatives, and what must hold at the ends."""
+"""The pure losses of all methods: numbers worked by hand, an oracle, derivatives, and what must hold at the ends.
+
+Here are those of pairs and of single numbers; thumbs, rankings and what options add have files beside this one.
+"""
 
 import doctest
 import inspect
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.methods import oracles
+from tests.methods.numbers import all_finite, at_the_ends, drawn, numbers
 from torch import Tensor
 
 from prefopt import losses
@@ -23,24 +27,28 @@ PAIR = (-10.0, -9.0, -12.0, -8.0)
 MEANS = (-1.0, -2.0)
 """Means per token of chosen and rejected."""
 
+ONE = (-3.5,)
+"""The log-probability of an answer, or the mean of two scores."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """A loss with settings: on four log-probabilities of a pair, or on two."""
+    """A loss with settings: on four log-probabilities of a pair, on two, or on one number."""
 
     loss: Callable[..., Tensor]
     oracle: Callable[..., float]
     settings: dict[str, Any]
     by_hand: float
-    """On `PAIR`, or `MEANS`."""
+    """On `PAIR`, `MEANS` or `ONE`."""
     at_reference: float
-    """Where policy and reference agree, or both answers are as likely."""
+    """Where policy and reference agree, where both answers are as likely, or at 0."""
     oracle_settings: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num(self) -> int:
-        return 2 if self.loss in (losses.simpo_loss, losses.cpo_loss, losses.orpo_loss, losses.reward_loss) else 4
+        of_two = (losses.simpo_loss, losses.cpo_loss, losses.orpo_loss, losses.reward_loss)
+        return 1 if self.loss in (losses.sft_loss, losses.centring_loss) else 2 if self.loss in of_two else 4
 
     def __call__(self, *values: Tensor) -> Tensor:
         shaped = {name: tensor.to(values[0].dtype).expand(values[0].shape) for name, tensor in self.tensors.items()}
@@ -108,22 +116,16 @@ CASES = {
     ),
     # odds e^−1/(1−e^−1) = 0.581977 and e^−2/(1−e^−2) = 0.156518; log of their ratio 1.313262; −log σ of it
     "orpo": Case(losses.orpo_loss, oracles.orpo, {}, 0.238183, LOG2),
+    "sft": Case(losses.sft_loss, oracles.sft, {}, 3.5, 0.0),
+    # two scores whose mean is −3.5 have the sum −7
+    "centring": Case(losses.centring_loss, oracles.centring, {}, 49.0, 0.0),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def numbers(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(values, dtype=dtype)
-
-
-def drawn(num: int, size: int, *, low: float = -6.0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [low * torch.rand(size, dtype=torch.float64, generator=generator) - 1e-3 for _ in range(num)]
-
-
 @ALL
 def test_worked_by_hand(case: Case):
-    values = PAIR if case.num == 4 else MEANS if case.loss is not losses.cpo_loss else (-10.0, -11.0)
+    values = {4: PAIR, 2: MEANS if case.loss is not losses.cpo_loss else (-10.0, -11.0), 1: ONE}[case.num]
     assert case(*map(numbers, values)).item() == pytest.approx(case.by_hand, abs=2e-6)
 
 
@@ -143,7 +145,7 @@ def test_gradient_is_the_derivative(case: Case):
 @ALL
 def test_where_policy_is_reference(case: Case):
     chosen, rejected = numbers(-3.5, -700.0, -1e-9), numbers(-7.0, -1e-9, -700.0)
-    values = (chosen, rejected, chosen, rejected) if case.num == 4 else (chosen, chosen)
+    values = {4: (chosen, rejected, chosen, rejected), 2: (chosen, chosen), 1: (torch.zeros_like(chosen),)}[case.num]
     assert case(*values).tolist() == pytest.approx([case.at_reference] * 3, abs=2e-6)
 
 
@@ -151,12 +153,8 @@ def test_where_policy_is_reference(case: Case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_at_the_ends(case: Case, dtype: torch.dtype):
     """Log-probabilities of −1e4 and −1e-9 in every place, with gradients."""
-    ends = torch.cartesian_prod(*[numbers(-1e4, -1e-9, dtype=dtype)] * case.num).unbind(1)
-    values = [end.clone().requires_grad_() for end in ends]
-    loss = case(*values)
-    loss.sum().backward()
-    assert bool(torch.isfinite(loss).all())
-    assert all(bool(torch.isfinite(value.grad).all()) for value in values)
+    values = at_the_ends(case.num, dtype=dtype)
+    assert all_finite(case(*values), *values)
 
 
 @ALL
@@ -257,175 +255,11 @@ def test_log_odds_keep_their_digits_in_float32(logp: float):
     assert exact == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-# Thumbs.
-
-
-def thumbs_of(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    logps, ref = drawn(2, size)
-    return logps, ref, torch.arange(size) % 3 > 0
-
-
-def test_kto_by_hand():
-    # r = 2 and −1, z0 = 0.5: λ_D·(1 − σ(0.1·1.5)) = 2·0.462570; λ_U·(1 − σ(0.1·(0.5 + 1))) = 3·0.462570
-    loss = losses.kto_loss(
-        numbers(-10, -9), numbers(-12, -8), torch.tensor([True, False]), z0=0.5, beta=0.1, desirable_weight=2.0, undesirable_weight=3.0
-    )
-    assert loss.tolist() == pytest.approx([2 * 0.462570, 3 * 0.462570], abs=1e-5)
-
-
-def test_kto_agrees_with_the_oracle():
-    logps, ref, is_up = thumbs_of(100)
-    found = losses.kto_loss(logps, ref, is_up, z0=0.7, beta=0.4, desirable_weight=1.5, undesirable_weight=0.5)
-    rows = zip(logps.tolist(), ref.tolist(), is_up.tolist(), strict=True)
-    expected = [oracles.kto(p, q, up=up, z0=0.7, beta=0.4, desirable=1.5, undesirable=0.5) for p, q, up in rows]
-    torch.testing.assert_close(found, numbers(*expected))
-
-
-def test_bco_thumbs_agree_with_the_oracle_and_with_pairs():
-    logps, ref, is_up = thumbs_of(100)
-    found = losses.bco_thumbs_loss(logps, ref, is_up, beta=0.4, shift=0.3)
-    rows = zip(logps.tolist(), ref.tolist(), is_up.tolist(), strict=True)
-    torch.testing.assert_close(found, numbers(*[oracles.bco_thumb(p, q, up=up, beta=0.4, shift=0.3) for p, q, up in rows]))
-    chosen, rejected, ref_chosen, ref_rejected = drawn(4, 10)
-    both = [
-        losses.bco_thumbs_loss(logps, ref, torch.full((10,), up), beta=0.4, shift=0.3)
-        for logps, ref, up in ((chosen, ref_chosen, True), (rejected, ref_rejected, False))
-    ]
-    torch.testing.assert_close(losses.bco_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.4, shift=0.3), sum(both))
-
-
-@pytest.mark.parametrize(
-    "loss", [losses.bco_thumbs_loss, lambda *values, beta: losses.kto_loss(*values, z0=0.2, beta=beta)], ids=["bco", "kto"]
-)
-def test_thumbs_at_the_ends_and_their_gradients(loss: Callable[..., Tensor]):
-    ends = torch.cartesian_prod(numbers(-1e4, -1e-9, dtype=torch.float32), numbers(-1e4, -1e-9, dtype=torch.float32))
-    for up in (True, False):
-        logps, ref = (end.clone().requires_grad_() for end in ends.unbind(1))
-        found = loss(logps, ref, torch.full((4,), up), beta=1.0)
-        found.sum().backward()
-        assert bool(torch.isfinite(found).all())
-        assert bool(torch.isfinite(logps.grad).all())
-    logps, ref, is_up = thumbs_of(6)
-    assert torch.autograd.gradcheck(lambda *values: loss(*values, is_up, beta=0.7), [logps.requires_grad_(), ref.requires_grad_()])
-    narrow = loss(logps.bfloat16(), ref.bfloat16(), is_up, beta=0.7)
-    assert narrow.dtype == torch.float32
-
-
-def test_a_thumb_up_pulls_up_and_a_thumb_down_pushes_down():
-    for loss in (lambda *values: losses.kto_loss(*values, z0=0.0, beta=0.1), lambda *values: losses.bco_thumbs_loss(*values, beta=0.1)):
-        logps = numbers(-3.0, -3.0).requires_grad_()
-        loss(logps, numbers(-3.0, -3.0), torch.tensor([True, False])).sum().backward()
-        assert logps.grad[0] < 0 < logps.grad[1]
-
-
-# Rankings.
-
-
-def table(*rows: list[float]) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    exists = torch.tensor([[place < len(row) for place in range(width)] for row in rows])
-    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float64), exists
-
-
-def test_plackett_luce_by_hand():
-    # e^1/(e^1 + e^0) · 1 = 0.731059; three equal rewards: 1/3 · 1/2
-    rewards, exists = table([1.0, 0.0], [0.0, 0.0, 0.0], [5.0])
-    ranks = torch.arange(3).expand(3, 3)
-    assert losses.plackett_luce_loss(rewards, ranks, exists).tolist() == pytest.approx([0.313262, math.log(6), 0.0], abs=1e-6)
-
-
-def test_plackett_luce_agrees_with_the_oracle():
-    values = drawn(4, 20)
-    rewards = torch.stack(values, 1)
-    expected = [oracles.plackett_luce(row) for row in rewards.tolist()]
-    ranks, exists = torch.arange(4).expand(20, 4), torch.ones(20, 4, dtype=torch.bool)
-    torch.testing.assert_close(losses.plackett_luce_loss(rewards, ranks, exists), numbers(*expected))
-    order = torch.tensor([2, 0, 3, 1])  # wherever the best one stands
-    torch.testing.assert_close(losses.plackett_luce_loss(rewards[:, order], ranks[:, order], exists), numbers(*expected))
-
-
-def test_plackett_luce_of_two_is_dpo():
-    chosen, rejected, ref_chosen, ref_rejected = drawn(4, 20)
-    rewards = 0.3 * torch.stack([chosen - ref_chosen, rejected - ref_rejected], 1)
-    found = losses.plackett_luce_loss(rewards, torch.tensor([[0, 1]]).expand(20, 2), torch.ones(20, 2, dtype=torch.bool))
-    torch.testing.assert_close(found, losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.3))
-
-
-def test_plackett_luce_gradients_ties_and_what_is_not_there():
-    rewards, exists = table([1.0, 0.5, -2.0], [3.0, 1e4])
-    ranks = torch.tensor([[0, 0, 1], [0, 1, 7]])
-    assert torch.autograd.gradcheck(
-        lambda r: losses.plackett_luce_loss(r, ranks, exists), [rewards[:1].expand(2, 3).clone().requires_grad_()]
-    )
-    given = rewards.clone().requires_grad_()
-    losses.plackett_luce_loss(given, ranks, exists).sum().backward()
-    assert bool(torch.isfinite(given.grad).all())
-    assert given.grad[1, 2] == 0  # nothing is there
-    tied = losses.plackett_luce_loss(rewards[:1], ranks[:1], exists[:1])
-    everything = math.log(math.exp(1) + math.exp(0.5) + math.exp(-2))
-    assert tied.item() == pytest.approx(2 * everything - 1.0 - 0.5)  # both of the first rank are drawn from all three
-
-
-# Options.
-
-
-@pytest.mark.parametrize("divergence", ["reverse-kl", "forward-kl", "js", "alpha"])
-def test_f_scores_differ_as_the_slopes_of_f_do(divergence: str):
-    ratios = numbers(-2.0, -0.3, 0.0, 0.4, 1.7)
-    alpha = 0.3 if divergence == "alpha" else None
-    scores = options.f_score(ratios, divergence=divergence, alpha=alpha)
-    slopes = numbers(*[oracles.f_slope(math.exp(ratio), divergence, 0.3) for ratio in ratios.tolist()])
-    torch.testing.assert_close(scores - scores[2], slopes - slopes[2], rtol=1e-5, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda x: options.f_score(x, divergence=divergence, alpha=alpha), [ratios.requires_grad_()])
-
-
-@pytest.mark.parametrize("divergence", ["reverse-kl", "forward-kl", "js", "alpha"])
-def test_f_scores_are_finite_at_the_ends(divergence: str):
-    ratios = torch.tensor([-1e4, 1e4], requires_grad=True)
-    scores = options.f_score(ratios, divergence=divergence, alpha=0.5)
-    scores.sum().backward()
-    assert bool(torch.isfinite(scores).all())
-    assert bool(torch.isfinite(ratios.grad).all())
-
-
-def test_the_alpha_divergence_goes_from_reverse_to_forward_kl():
-    ratios = numbers(-2.0, 0.4)
-    near, far = (options.f_score(ratios, divergence="alpha", alpha=alpha) for alpha in (1e-7, 1 - 1e-7))
-    torch.testing.assert_close(near, ratios, rtol=1e-5, atol=0)
-    torch.testing.assert_close(far, 1 + options.f_score(ratios, divergence="forward-kl"), rtol=1e-5, atol=1e-5)
-    # TRL's coefficient is one minus ours: e^{(α'−1)x} / (α'−1) up to its constant
-    coefficient = 1 - 0.3
-    theirs = (torch.exp((coefficient - 1) * ratios) - 1) / (coefficient - 1)
-    torch.testing.assert_close(options.f_score(ratios, divergence="alpha", alpha=0.3), theirs)
-
-
-@pytest.mark.parametrize("clamp", [True, False])
-def test_wpo_agrees_with_the_oracle(clamp: bool):
-    distributions = torch.randn(5, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64).mul(2).log_softmax(-1)
-    for targets in (distributions.argmax(1), torch.zeros(5, dtype=torch.long)):  # the policy's own words, and others
-        logps = distributions.gather(1, targets[:, None])[:, 0]
-        found = options.wpo_weight(logps.mean()[None], (2 * distributions).logsumexp(-1).mean()[None], clamp=clamp)
-        assert found.item() == pytest.approx(oracles.wpo(logps.tolist(), distributions.exp().tolist(), clamp=clamp))
-
-
-def test_a_weight_carries_no_gradient():
-    logp = numbers(-2.0).requires_grad_()
-    assert not options.wpo_weight(logp, numbers(-1.0)).requires_grad
-
-
-def test_tail_weights_agree_with_the_oracle():
-    chosen, rejected = [-1.0, -2.0, -3.0, -4.0], [-5.0, -6.0]
-    lengths, shorter = torch.tensor([4, 2]), torch.tensor([2, 2])
-    weights = options.tail_weights(lengths, shorter, alpha=0.25, num_tokens=6, dtype=torch.float64)
-    weighted = (numbers(*chosen, *rejected) * weights).split([4, 2])
-    assert tuple(part.sum().item() for part in weighted) == oracles.ld(chosen, rejected, alpha=0.25)
-
-
 # The public face.
 
 
 def test_every_public_loss_is_looked_at_here():
-    elsewhere = {"sft_loss", "kto_loss", "bco_thumbs_loss", "plackett_luce_loss", "centring_loss"}
+    elsewhere = {"kto_loss", "bco_thumbs_loss", "plackett_luce_loss"}  # test_losses_of_thumbs.py, test_losses_of_rankings.py
     assert {case.loss.__name__ for case in CASES.values()} | elsewhere == set(losses.__all__)
 
 
@@ -445,4 +279,4 @@ def test_examples_in_docstrings_are_right(module: Any):
             for test in doctest.DocTestFinder(recurse=False).find(function, name, module=False, globs=dict(vars(module))):
                 assert runner.run(test).failed == 0
     if module.__name__.rpartition(".")[2] + "_loss" in losses.__all__:
-        assert runner.tries >= (0 if module.__name__.endswith("sft") else 2)
+        assert runner.tries >= 2

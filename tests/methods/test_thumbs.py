@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.methods.test_invariants import Case, thumbs
-from tests.training.test_step import pairs, trainer
+from tests.methods import oracles
+from tests.methods.cases import Case, thumbs
+from tests.training.test_step import gradients, pairs, trainer
 
-from prefopt.engine.batch import pack
+from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.logps import TokenLogps
 from prefopt.errors import DataError
 from prefopt.methods.bco import shift_of
-from prefopt.methods.kto import balancing_weights
+from prefopt.methods.kto import KTO, balancing_weights
 from prefopt.methods.thumbs import SingleThumbs, WithPartners
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -102,16 +104,42 @@ def test_z0_is_the_mean_over_partners_and_at_least_nothing(make_model):
     assert float(ratios.mean()) != 0
 
 
-def test_partners_add_nothing_to_the_loss_but_z0(make_model):
-    case = Case("kto", {"beta": 0.3})
-    one = trainer(make_model, case.method())
-    trees = case.trees(6)
-    state = case.method().state_from(trees)
-    assert one.evaluate(trees, state).figures["logps/desirable"] == pytest.approx(
-        trainer(make_model, Case("bco", {"unpaired": True}).method())
-        .evaluate([case.method().in_loss(own) for own in trees], Case("bco", {}).method().initial_state())
-        .figures["logps/desirable"]
-    )
+def test_partners_add_nothing_to_the_loss_but_z0(make_model, monkeypatch: pytest.MonkeyPatch):
+    """With z0 held, other partners leave every number and the gradient as they were; and the loss is the answers' own."""
+    case = Case("kto", {"beta": 0.3, "undesirable_weight": 0.5})
+    single = SingleThumbs(pairs(6))
+    drawn = [list(WithPartners(single, seed=seed)) for seed in (1, 2)]
+    partners = [[one.completions[1].ids.tolist() for one in trees] for trees in drawn]
+    assert sum(one != other for one, other in zip(*partners, strict=True)) > 6
+    state = case.method().state_from(drawn[0])
+
+    def stepped(trees: list[PromptTree]) -> tuple[object, torch.Tensor]:
+        one = trainer(make_model, case.method())
+        result, _ = one.step(trees, 0, state)
+        return result, gradients(one)
+
+    results, _ = zip(*map(stepped, drawn), strict=True)
+    assert results[0].metrics["z0"] != pytest.approx(results[1].metrics["z0"])
+
+    def held(self: KTO, policy: TokenLogps, reference: TokenLogps, batch: TreeBatch) -> dict[str, torch.Tensor]:
+        return {"log_ratio": policy.values_N.new_tensor(0.6), "weight": policy.values_N.new_tensor(2.0)}
+
+    monkeypatch.setattr(KTO, "statistics", held)
+    (one, its_slopes), (other, other_slopes) = map(stepped, drawn)
+    torch.testing.assert_close(its_slopes, other_slopes, rtol=1e-9, atol=1e-14)
+    assert one.loss == pytest.approx(other.loss, rel=1e-12)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-12)
+    assert one.metrics["z0"] == pytest.approx(0.3)
+
+    made = trainer(make_model, case.method())
+    batch = pack(single[:], sharing="flat")
+    with torch.no_grad():
+        policy, reference = made.policy(batch).sum(), made.reference.logps(batch).sum()
+    rows = zip(policy.tolist(), reference.tolist(), single, strict=True)
+    each = [
+        (oracles.kto(p, q, up=own.completions[0].label, z0=0.3, beta=0.3, desirable=1.0, undesirable=0.5), own.weight) for p, q, own in rows
+    ]
+    assert one.loss == pytest.approx(sum(loss * weight for loss, weight in each) / sum(weight for _, weight in each))
 
 
 @pytest.mark.parametrize(("up", "down"), [(100, 400), (400, 100), (100, 100), (130, 100), (140, 100), (1, 1000)])
@@ -171,8 +199,10 @@ def test_the_shift_is_halfway_between_the_kinds():
 
 def test_the_shift_follows_the_rewards_of_a_run(make_model):
     for settings, make_trees in (({}, pairs), ({"unpaired": True}, thumbs)):
-        case = Case("bco", {"beta": 0.3, **settings})
+        case = Case("bco", {"beta": 0.3, **settings}, make_trees)
         trees = case.trees(6)
+        assert len(trees) == 6
+        assert {len(own.completions) for own in trees} == {1 if settings else 2}
         one = trainer(make_model, case.method(), max_tokens=80)
         state = case.method().initial_state()
         result, _ = one.step(trees, 0, state)
@@ -181,4 +211,11 @@ def test_the_shift_follows_the_rewards_of_a_run(make_model):
         assert shift_of(after) == pytest.approx((result.metrics[f"rewards/{good}"] + result.metrics[f"rewards/{bad}"]) / 2)
         again, _ = trainer(make_model, case.method()).step(trees, 0, after)
         assert again.loss != pytest.approx(result.loss, rel=1e-6)
-        assert make_trees is not None
+        if settings:  # the same answers, each against the shift that the first step left
+            batch, shift = pack(trees, sharing="flat"), shift_of(after)
+            made = trainer(make_model, case.method())
+            with torch.no_grad():
+                logps, refs = made.policy(batch).sum(), made.reference.logps(batch).sum()
+            each = zip(logps.tolist(), refs.tolist(), trees, strict=True)
+            told = [(oracles.bco_thumb(p, q, up=own.completions[0].label, beta=0.3, shift=shift), own.weight) for p, q, own in each]
+            assert again.loss == pytest.approx(sum(loss * weight for loss, weight in told) / sum(weight for _, weight in told))

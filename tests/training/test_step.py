@@ -113,7 +113,8 @@ def test_the_cut_changes_nothing(make_model, case: str):
     whole = trainer(make_model, make_method())
     result, norm = whole.step(trees, 0, whole.method.initial_state())
     assert norm > 0.1
-    for max_tokens, sharing in ((60, "flat"), (25 if case == "sft" else 30, "flat"), (4096, "plain"), (50, "plain")):
+    cuts = ((60, "flat"), (25 if case == "sft" else 30, "flat"), (4096, "plain"), (50, "plain"), (4096, "fork"), (50, "fork"))
+    for max_tokens, sharing in cuts:
         cut = trainer(make_model, make_method(), max_tokens=max_tokens, sharing=sharing)
         cut_result, _ = cut.step(trees, 0, cut.method.initial_state())
         torch.testing.assert_close(gradients(cut), gradients(whole), rtol=1e-9, atol=1e-12)

@@ -68,7 +68,7 @@ class TokenLogps(NamedTuple):
             last_C: where these tokens are, from the batch.
         """
         assert self.scalar_T is not None, "only a model with a scalar head is asked"
-        return self.scalar_T[last_C]
+        return _wide(self.scalar_T[last_C])
 
     def detach(self) -> "TokenLogps":
         """The same numbers without gradients."""
@@ -119,4 +119,9 @@ ReferenceLogps = TokenLogps | CompletionLogps
 
 def _segment_sum(values_N: Tensor, lengths_S: Tensor) -> Tensor:
     """Sums of consecutive stretches. segment_reduce adds in a fixed order on every device; index_add on CUDA does not."""
-    return torch.segment_reduce(values_N, "sum", lengths=lengths_S, unsafe=True, initial=0.0)
+    return torch.segment_reduce(_wide(values_N), "sum", lengths=lengths_S, unsafe=True, initial=0.0)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: a sum over a long answer in bf16 would keep two digits."""
+    return values.float() if values.element_size() < 4 else values

@@ -29,6 +29,11 @@ def best_of(tree: PromptTree) -> int:
     return ranks.index(min(ranks))
 
 
+def has_order(tree: PromptTree) -> bool:
+    """Whether two of a tree's completions differ in rank, so that there is something to compare."""
+    return len(set(ranks_of(tree))) > 1
+
+
 def pairs_of(tree: PromptTree) -> list[tuple[int, int]]:
     """Places of a better and a worse completion, for all pairs of a ranking; those of one rank are not compared."""
     ranks = ranks_of(tree)
@@ -43,12 +48,14 @@ class Comparisons:
         better_P, worse_P: places of the two among the C completions, int64.
         num_B: comparisons of each tree, int64.
         best_B: place of each tree's best completion, int64.
+        of_pairs: each tree is a pair, the chosen completion first; else rankings.
     """
 
     better_P: Tensor
     worse_P: Tensor
     num_B: Tensor
     best_B: Tensor
+    of_pairs: bool
 
     @classmethod
     def of(cls, batch: TreeBatch, *, all_pairs: bool) -> Comparisons:
@@ -59,11 +66,12 @@ class Comparisons:
             all_pairs: all pairs of each ranking; else each tree is a pair, the chosen first.
         """
         if not all_pairs:
-            return cls._at(batch, [[(0, 1)]] * len(batch.trees), [0] * len(batch.trees))
-        return cls._at(batch, [pairs_of(tree) for tree in batch.trees], [best_of(tree) for tree in batch.trees])
+            assert all(len(tree.completions) == 2 for tree in batch.trees), "a pair has two completions"
+            return cls._at(batch, [[(0, 1)]] * len(batch.trees), [0] * len(batch.trees), of_pairs=True)
+        return cls._at(batch, [pairs_of(tree) for tree in batch.trees], [best_of(tree) for tree in batch.trees], of_pairs=False)
 
     @classmethod
-    def _at(cls, batch: TreeBatch, places: Sequence[Sequence[tuple[int, int]]], best: Sequence[int]) -> Comparisons:
+    def _at(cls, batch: TreeBatch, places: Sequence[Sequence[tuple[int, int]]], best: Sequence[int], *, of_pairs: bool) -> Comparisons:
         from torch import from_numpy
 
         starts = np.cumsum([0, *(len(tree.completions) for tree in batch.trees)])[:-1]
@@ -71,7 +79,8 @@ class Comparisons:
         table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         counts = np.array([len(own) for own in places], dtype=np.int64)
         columns = (np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]), counts, starts + np.array(best, dtype=np.int64))
-        return cls(*(from_numpy(column).to(batch.input_ids.device, non_blocking=True) for column in columns))
+        better_P, worse_P, num_B, best_B = (from_numpy(column).to(batch.input_ids.device, non_blocking=True) for column in columns)
+        return cls(better_P, worse_P, num_B, best_B, of_pairs)
 
     def sides(self, values_C: Tensor) -> tuple[Tensor, Tensor]:
         """Values of the better and of the worse completion of each comparison, [P] each."""

@@ -3,13 +3,15 @@
     loss = −log σ(β·(ℓ_c − ℓ_r)) + α·NLL_c
 
 ℓ is a completion's log-probability under the policy, c the chosen and r the rejected completion, NLL_c the chosen answers' negative
-log-likelihood per token, over all tokens of the optimizer batch. Xu et al. 2024, arXiv 2401.08417, equations 3 to 5: DPO with a
-uniform reference, and the likelihood in the place of what the reference does.
+log-likelihood, by default per token over all tokens of the optimizer batch. Xu et al. 2024, arXiv 2401.08417, equations 3 to 5: DPO
+with a uniform reference, and the likelihood in the place of what the reference does.
 
 When to use it: no memory or time for a reference, and chosen answers that are good to imitate, as in translation.
 What to watch: sums of log-probabilities favour short answers: look at `samples/length`. `rewards/*` are β·ℓ, so their accuracy does
 not start at one half.
-Deviations from the paper: none; α is `sft_weight` here, cpo_alpha in TRL.
+Deviations from the paper: its likelihood is −E[log π(y_c|x)], an answer's sum, averaged over pairs: `sft_reduction: sum` computes that.
+The default is a mean per token, as in the authors' code and in TRL, and smaller by about the length of an answer. α is `sft_weight` here,
+cpo_alpha in TRL.
 
 Shapes: B pairs in the batch.
 """
@@ -36,7 +38,7 @@ class CPOSettings(PairSettings, SFTWeight, LabelSmoothing):
     has_reference = False
 
     beta: float = Setting(0.1, gt=0, help="Scale of the reward, the summed log-probability; 0.1-0.5 is usual.")
-    sft_weight: float = Setting(1.0, ge=0, help="Weight of the chosen answers' negative log-likelihood, per token (the paper's lambda).")
+    sft_weight: float = Setting(1.0, ge=0, help="Weight of the chosen answers' negative log-likelihood; the paper's is 1, of sums.")
 
 
 @in_float32

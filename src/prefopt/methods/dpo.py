@@ -9,7 +9,8 @@ negative log-likelihood of a whole ranking of K answers (appendix A.3), each of 
 
 When to use it: answers come in pairs, and the reference is the model after SFT.
 What to watch: `rewards/margin` rises; `logps/chosen` may fall, but not far below the reference's.
-Deviations from the paper: none.
+Deviations from the paper: none. `sft_weight` is RPO's term (Pang et al. 2024), by default per token over the optimizer batch as in TRL;
+`sft_reduction: mean` is as RPO's paper has it, every answer's mean weighing the same.
 
 Shapes: B pairs in the batch.
 """
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from prefopt.methods.method import State
     from prefopt.methods.pairs import Pairs
 
-ABOUT_PAIRS = ("all_pairs", "label_smoothing", "wpo", "ld_alpha")
-"""Settings that say something about the two answers of a pair, or read rankings another way."""
+ABOUT_PAIRS = ("all_pairs", "label_smoothing", "wpo")
+"""Settings that say something about the two answers of a pair, or read rankings another way; of ld_alpha `PairSettings` says it."""
 
 
 class DPOSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, LabelSmoothing, BetaSettings):
@@ -103,4 +104,5 @@ class DPO(PairMethod):
             return super().own_losses(pairs, batch, state)
         rewards_BK, exists_BK = batch.by_tree(self.settings.beta * pairs.log_ratios())
         ranks_BK, _ = batch.by_tree(batch.ranks())
-        return plackett_luce_loss(rewards_BK, ranks_BK, exists_BK)
+        # Where all answers share a rank there is no order, and the unit counts none.
+        return plackett_luce_loss(rewards_BK, ranks_BK, exists_BK) * (pairs.comparisons.num_B > 0)

@@ -9,7 +9,8 @@ the same: noise in pairs that are far from right pulls no harder than the rest.
 
 When to use it: pairs of mixed quality, or where DPO goes on pushing pairs that it has learned long ago.
 What to watch: `rewards/margin` comes to rest near 1; the loss is 0 where all pairs are learned, and training has ended by itself.
-Deviations from the paper: SLiC's own calibration has no reference and adds a likelihood term; for the latter give `sft_weight`.
+Deviations from the paper: SLiC's own calibration has no reference and adds a likelihood term; for the latter give `sft_weight`
+with `sft_reduction: sum`.
 
 Shapes: B pairs in the batch.
 """

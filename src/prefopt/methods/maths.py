@@ -22,7 +22,7 @@ def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def widened(value: object) -> object:
         from torch import Tensor
 
-        return value.float() if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < 4 else value
+        return wide(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     @wraps(loss)
     def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -30,6 +30,11 @@ def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return loss(*values, **named)  # type: ignore[arg-type]  # a ParamSpec cannot say that types stay
 
     return computed
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same numbers, in float32 at least."""
+    return values.float() if values.element_size() < 4 else values
 
 
 def log_sigmoid(x: Tensor) -> Tensor:

@@ -19,17 +19,31 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
+Reduction = Literal["tokens", "mean", "sum"]
+"""How log-likelihoods of answers are averaged: over all tokens of the optimizer batch, or over its pairs, an answer being the mean of
+its tokens or their sum."""
 
 LARGEST_EXPONENT = 80.0
 """e^80 is the largest round power that float32 holds with room to spare: beyond it a score stays where it is."""
 
 
 class SFTWeight(MethodSettings):
-    """A share of the likelihood of the chosen answers, as in RPO (Pang et al. 2024, arXiv 2404.19733)."""
+    """A share of the likelihood of the chosen answers, as in RPO (Pang et al. 2024, arXiv 2404.19733, equation 1)."""
 
     sft_weight: float = Setting(
-        0.0, ge=0, help="Weight of the chosen answers' negative log-likelihood, per token, beside the loss (RPO's alpha; 0.2-1 is usual)."
+        0.0, ge=0, help="Weight of the chosen answers' negative log-likelihood beside the loss (RPO's alpha; 0.2-1 is usual)."
     )
+    sft_reduction: Reduction = Setting(
+        "tokens",
+        help="That likelihood's mean: tokens, over all tokens of a step, as TRL has it; over its pairs mean, of an answer's mean per token "
+        "(RPO's paper), or sum, of its sum (CPO's paper; weights are then smaller by about an answer's length).",
+    )
+
+    @model_validator(mode="after")
+    def _reduction_goes_with_a_weight(self) -> SFTWeight:
+        if self.sft_reduction != "tokens" and not self.sft_weight:
+            raise ValueError("sft_reduction is about what sft_weight adds, and sft_weight is 0: give it too, or leave sft_reduction out")
+        return self
 
 
 class LabelSmoothing(MethodSettings):
@@ -68,7 +82,7 @@ class WPO(MethodSettings):
     """WPO (Zhou et al. 2024, arXiv 2406.11827)."""
 
     wpo: bool = Setting(False, help="Weigh each pair by how likely the policy itself is to give its two answers (WPO).")
-    wpo_clamp: bool = Setting(True, help="With wpo: no answer's weight exceeds 1, as in the authors' code; off is as in TRL.")
+    wpo_clamp: bool = Setting(True, help="With wpo: no pair's weight exceeds 1, as in the authors' code; off is as in TRL.")
 
     @model_validator(mode="after")
     def _clamp_goes_with_wpo(self) -> WPO:
@@ -113,29 +127,28 @@ def f_score(log_ratio: Tensor, *, divergence: Divergence, alpha: float | None = 
 
 
 @in_float32
-def wpo_weight(mean_logp: Tensor, mean_log_sum_squares: Tensor, *, clamp: bool = True) -> Tensor:
-    """How likely a completion is under the policy, against what the policy's own tokens are on average: WPO's weight.
+def wpo_weight(chosen_P: Tensor, rejected_P: Tensor, *, clamp: bool = True) -> Tensor:
+    """How likely a pair's completions are under the policy, against what the policy's own tokens are on average: WPO's weight.
 
-        w = exp( mean over tokens of [log π(y_t) − log Σ_v π(v)²] )
+        w = w_c·w_r        w_y = exp( mean over tokens of [log π(y_t) − log Σ_v π(v)²] )
 
-    Σ_v π(v)² is the expected probability of a token that is drawn from the policy, so that a completion of the policy's own
-    weighs about 1. Zhou et al. 2024, arXiv 2406.11827, equation 2. No gradient flows through it.
+    Σ_v π(v)² is the expected probability of a token that is drawn from the policy, so that a pair of the policy's own completions
+    weighs about 1. Zhou et al. 2024, arXiv 2406.11827, equation 2. The authors' code clamps the product of the two, so that one very
+    likely completion makes up for an unlikely one. No gradient flows through it.
 
     Args:
-        mean_logp: log π(y_t), averaged over each completion's tokens, any shape.
-        mean_log_sum_squares: log Σ_v π(v)² of the predicting distributions, averaged likewise.
+        chosen_P, rejected_P: log w_y of the completions: the mean over tokens of log π(y_t) − log Σ_v π(v)².
         clamp: at most 1, as in the authors' code.
 
     Returns:
-        of the same shape, above 0.
+        Tensor of shape [P], at least 0.
 
     Example:
         >>> import torch
-        >>> wpo_weight(torch.tensor([-2.0, -1.0]), torch.tensor([-1.0, -1.5]))
-        tensor([0.3679, 1.0000])
+        >>> wpo_weight(torch.tensor([-1.0, 0.5, 0.5]), torch.tensor([-1.0, -1.0, 0.25]))
+        tensor([0.1353, 0.6065, 1.0000])
     """
-    exponent = (mean_logp - mean_log_sum_squares).detach()
-    return exponent.clamp(max=0.0 if clamp else LARGEST_EXPONENT).exp()
+    return (chosen_P + rejected_P).detach().clamp(max=0.0 if clamp else LARGEST_EXPONENT).exp()
 
 
 def tail_weights(lengths_C: Tensor, shorter_C: Tensor, *, alpha: float, num_tokens: int, dtype: dtype) -> Tensor:

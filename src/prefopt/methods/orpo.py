@@ -10,7 +10,8 @@ When to use it: a base model, pairs, and no stage of SFT before; memory for one 
 What to watch: `loss` is mostly likelihood; `rewards/accuracy` and `rewards/margin` (λ·ℓ̄) say what was learned of the preference. The
 learning rate is that of SFT, not of DPO.
 Deviations from the paper: its equation has the likelihood of the chosen answer, its code that of prompt and answer, as here and in
-TRL; `likelihood_of: chosen` leaves the prompt out, as in LLaMA-Factory.
+TRL; `likelihood_of: chosen` leaves the prompt out, as in LLaMA-Factory. The likelihood is per token over the optimizer batch, as in its
+code; the expectation of its equation would give every pair the same weight, however long.
 
 Shapes: B pairs in the batch.
 """

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ValidationError, field_validator, model_validator
 
 from prefopt.config import describe, nearest, printable, shown
-from prefopt.methods.comparisons import Comparisons, best_of, pairs_of
+from prefopt.methods.comparisons import Comparisons, best_of, has_order
 from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Setting, State, Term
 from prefopt.methods.options import WPO, FDivergence, LengthDesensitised, SFTWeight, is_number
 from prefopt.methods.pairs import Pairs, pair_metrics
+from prefopt.methods.sft import sft_loss
 from prefopt.trees import PromptTree
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PairSettings(WPO):
     mix: dict[str, Any] = Setting(
         {},
         help="Other losses on pairs to add, by weight: ipo=0.5 sft=0.1. In a file also with settings of their own: {ipo: {weight: 0.5, "
-        "beta: 0.2}}; sft is the likelihood of the chosen answers.",
+        "beta: 0.2}}; sft is the likelihood of the chosen answers, per token.",
     )
 
     has_reference: ClassVar[bool] = True
@@ -76,8 +77,15 @@ class PairSettings(WPO):
 
     @model_validator(mode="after")
     def _rankings_have_no_shorter_answer(self) -> PairSettings:
-        if self.all_pairs and getattr(self, "ld_alpha", None) is not None:
-            raise ValueError("ld_alpha is about the two answers of a pair, and all_pairs reads rankings: leave one of them out")
+        for ranked in ("all_pairs", "plackett_luce"):
+            if not getattr(self, ranked, False):
+                continue
+            about = f"is about the two answers of a pair, and {ranked} reads rankings: leave one of them out"
+            if getattr(self, "ld_alpha", None) is not None:
+                raise ValueError(f"ld_alpha {about}")
+            for _, part in parts_of(self.mix):
+                if part is not None and getattr(part.settings, "ld_alpha", None) is not None:
+                    raise ValueError(f"mix: {part.name}.ld_alpha {about}")
         return self
 
 
@@ -135,17 +143,17 @@ def parts_of(mix: Mapping[str, Any]) -> list[tuple[float, PairMethod | None]]:
 
 def one_per_ranking(tree: PromptTree) -> float:
     """The unit of means over rankings: 1 where two answers differ in rank, 0 where there is nothing to compare."""
-    return 1.0 if pairs_of(tree) else 0.0
+    return 1.0 if has_order(tree) else 0.0
 
 
 def chosen_tokens(tree: PromptTree) -> float:
-    """The unit of the chosen answers' likelihood: their scored tokens."""
-    return float(tree.completions[best_of(tree)].num_scored)
+    """The unit of the chosen answers' likelihood: their scored tokens; 0 where all answers share a rank, and none is chosen."""
+    return float(tree.completions[best_of(tree)].num_scored) if has_order(tree) else 0.0
 
 
 def prompt_and_chosen_tokens(tree: PromptTree) -> float:
     """The same with the prompts' scored tokens."""
-    return chosen_tokens(tree) + (0.0 if tree.prompt_scored is None else float(tree.prompt_scored.sum()))
+    return chosen_tokens(tree) + (float(tree.prompt_scored.sum()) if tree.prompt_scored is not None and has_order(tree) else 0.0)
 
 
 class PairMethod(Method):
@@ -181,13 +189,13 @@ class PairMethod(Method):
 
     @property
     def likelihood_weight(self) -> float:
-        """Weight of the chosen answers' negative log-likelihood per token."""
+        """Weight of the chosen answers' negative log-likelihood."""
         return self.settings.sft_weight if isinstance(self.settings, SFTWeight) else 0.0
 
     @property
     def likelihood_unit(self) -> str:
         """The unit that it is averaged over."""
-        return "tokens"
+        return "tokens" if not isinstance(self.settings, SFTWeight) or self.settings.sft_reduction == "tokens" else "pairs"
 
     @abstractmethod
     def pair_losses(self, pairs: Pairs, state: State) -> Tensor:
@@ -259,13 +267,22 @@ class PairMethod(Method):
             pairs = replace(pairs, f_divergence=settings.f_divergence, f_alpha=settings.f_alpha)
         yield Term(self.own_losses(pairs, batch, state), unit="pairs")
         if self.likelihood_weight:
-            yield likelihood(compared, policy, self.likelihood_weight, unit=self.likelihood_unit)
+            per_token = isinstance(settings, SFTWeight) and settings.sft_reduction == "mean"
+            yield likelihood(compared, policy, self.likelihood_weight, unit=self.likelihood_unit, per_token=per_token)
 
 
-def likelihood(compared: Comparisons, policy: TokenLogps, weight: float, *, unit: str = "tokens") -> Term:
-    """The negative log-likelihood of the chosen answers, of their prompts too where the unit counts these."""
-    logps_B = compared.best(policy.sum())
-    return Term(-(logps_B + policy.prompt_sum() if unit == "prompt_tokens" else logps_B), unit=unit, weight=weight)
+def likelihood(compared: Comparisons, policy: TokenLogps, weight: float, *, unit: str = "tokens", per_token: bool = False) -> Term:
+    """The negative log-likelihood of the chosen answers, each summed over its tokens; of a ranking without an order 0.
+
+    Args:
+        compared, policy: as a loss reads them.
+        weight: of the term.
+        unit: what it is averaged over; with `prompt_tokens` the prompts' likelihood is added.
+        per_token: each answer's mean over its tokens in the place of its sum.
+    """
+    logps_B = compared.best(policy.mean() if per_token else policy.sum())
+    losses_B = sft_loss(logps_B + policy.prompt_sum() if unit == "prompt_tokens" else logps_B)
+    return Term(losses_B * (compared.num_B > 0), unit=unit, weight=weight)
 
 
 def _under(name: str, values: Mapping[str, float]) -> dict[str, float]:

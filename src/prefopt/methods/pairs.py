@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefopt.methods.comparisons import Comparisons
-from prefopt.methods.maths import divergence
+from prefopt.methods.maths import divergence, wide
 from prefopt.methods.options import Divergence, f_score, tail_weights, wpo_weight
 
 if TYPE_CHECKING:
@@ -70,21 +70,21 @@ class Pairs:
 
     def lengths(self) -> tuple[Tensor, Tensor]:
         """Scored tokens of chosen and rejected, [P] each."""
-        chosen_P, rejected_P = self.comparisons.sides(self.policy.lengths_C.to(self.policy.values_N.dtype))
+        chosen_P, rejected_P = self.comparisons.sides(self.policy.lengths_C.to(wide(self.policy.values_N).dtype))
         return chosen_P, rejected_P
 
     def wpo_weights(self, *, clamp: bool) -> Tensor:
-        """WPO's weight of each comparison, [P]: the product of its completions'."""
+        """WPO's weight of each comparison, [P]."""
         assert self.policy.log_sum_squares_N is not None
-        policy = self.policy.detach()
-        assert policy.log_sum_squares_N is not None
-        better_P, worse_P = self.comparisons.sides(wpo_weight(policy.mean(), policy.mean_tokens(policy.log_sum_squares_N), clamp=clamp))
-        return better_P * worse_P
+        own_N = wide(self.policy.values_N.detach()) - self.policy.log_sum_squares_N
+        chosen_P, rejected_P = self.comparisons.sides(self.policy.mean_tokens(own_N))
+        return wpo_weight(chosen_P, rejected_P, clamp=clamp)
 
     def _summed(self, logps: ReferenceLogps) -> Tensor:
         if self.ld_alpha is None:
             return logps.sum()
-        lengths_C, values_N = self.policy.lengths_C, logps.values_N[: self.policy.num_completion_tokens]
+        assert self.comparisons.of_pairs, "LD-DPO is about the two completions of a pair"
+        lengths_C, values_N = self.policy.lengths_C, wide(logps.values_N[: self.policy.num_completion_tokens])
         shorter_C = lengths_C.view(-1, 2).amin(1).repeat_interleave(2)
         weights_N = tail_weights(lengths_C, shorter_C, alpha=self.ld_alpha, num_tokens=len(values_N), dtype=values_N.dtype)
         return self.policy.sum_tokens(values_N * weights_N)
@@ -124,7 +124,7 @@ def pair_metrics(
         "rewards/chosen": chosen_P,
         "rewards/rejected": rejected_P,
         "rewards/margin": chosen_P - rejected_P,
-        "rewards/accuracy": ((chosen_P > rejected_P).float() + (chosen_P >= rejected_P).float()) / 2,
+        "rewards/accuracy": ((chosen_P > rejected_P).to(chosen_P.dtype) + (chosen_P >= rejected_P).to(chosen_P.dtype)) / 2,
         "logps/chosen": logps_chosen_P,
         "logps/rejected": logps_rejected_P,
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from prefopt.methods.maths import in_float32
 from prefopt.methods.method import DefaultRates, LossOutput, Method, MethodSettings, Needs, State, Term, scored_tokens
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class SFTSettings(MethodSettings):
     """SFT has no settings of its own."""
 
 
+@in_float32
 def sft_loss(logps_B: Tensor) -> Tensor:
     """Negative log-likelihood of each answer, in nats, summed over its tokens.
 
@@ -38,6 +40,11 @@ def sft_loss(logps_B: Tensor) -> Tensor:
 
     Returns:
         Tensor of shape [B]; divide its sum by the number of scored tokens.
+
+    Example:
+        >>> import torch
+        >>> sft_loss(torch.tensor([-3.5]))
+        tensor([3.5000])
     """
     return -logps_B
 
