@@ -114,6 +114,12 @@ def safe_config(source: str, *, trust_remote_code: bool) -> dict[str, Any]:
     return config
 
 
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest text that a model of this config reads; None where it does not say."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def refuse_other_kind(source: str, kind: ModelKind, *, is_reward: bool, may_begin: bool) -> None:
     """Each kind of model is good for something else.
 

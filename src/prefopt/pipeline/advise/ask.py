@@ -22,6 +22,7 @@ from prefopt.machine import prepare_environment
 from prefopt.models.load import Precision, choose_precision, load_model, load_tokenizer, locate
 from prefopt.models.policy import EnginePath, Policy, transformers_logging_at
 from prefopt.models.quantise import num_parameters
+from prefopt.models.read import context_of
 from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.facts import Count, Facts, Lengths, Model, Spread, Way
@@ -97,7 +98,7 @@ def sizes_of(given: ModelSettings, source: str) -> tuple[int, int | None]:
         raise
     except Exception as error:  # the library lets errors of many kinds through; all mean that there is no config to read
         raise ModelError(f"cannot read the config of {source}: {' '.join(str(error).split())[:300]}") from None
-    return num_parameters(model), getattr(config.get_text_config(), "max_position_embeddings", None)
+    return num_parameters(model), context_of(config)
 
 
 def trees_of(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, kind: Kind, context: int | None) -> Dataset:
