@@ -1,5 +1,7 @@
 """How much a batch computes is counted before it is packed, and consecutive trees stand together as far as that allows."""
 
+from itertools import pairwise
+
 import pytest
 
 from prefopt.engine.batch import Sharing, pack
@@ -7,7 +9,8 @@ from prefopt.engine.extent import batches, num_positions
 from prefopt.trees import Completion, PromptTree, token_ids
 
 TREES = [
-    PromptTree(token_ids(range(size)), (Completion(token_ids([1])), Completion(token_ids(range(1 + size % 7))))) for size in (3, 9, 4, 40, 2)
+    PromptTree(token_ids(range(size)), (Completion(token_ids([1])), Completion(token_ids(range(1 + size % 7)))))
+    for size in (3, 9, 4, 40, 2)
 ]
 WAYS: tuple[Sharing, ...] = ("flat", "fork", "plain")
 
@@ -24,7 +27,7 @@ def test_batches_hold_as_much_as_they_may_and_lose_nothing(sharing: Sharing, mos
     found = list(batches(TREES, sharing=sharing, max_tokens=most))
     assert [tree for batch in found for tree in batch] == TREES
     assert all(len(batch) == 1 or num_positions(batch, sharing) <= most for batch in found)
-    for batch, (first, *_) in zip(found, found[1:], strict=False):
+    for batch, (first, *_) in pairwise(found):
         assert num_positions([*batch, first], sharing) > most
 
 

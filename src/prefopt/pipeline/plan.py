@@ -108,14 +108,14 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
             "shorter examples (--max-length), or more memory"
             + (f" or GPUs (--gpus, now {settings.gpus})." if device.type == "cuda" else ".")
         )
-        return Plan(tuple(ways), None, room, process)
+        return Plan(tuple(ways), None, room, where, process)
     values = values_of(settings, chosen, is_adapter=adapter is not None)
     command = command_of(settings.method, values, chosen.fit.gpus)
     say(f"chosen: {chosen.name}, {why(chosen, ways)}")
     for line in chosen.fit.estimate.lines("Python and its libraries" if device.type == "cpu" else "CUDA itself", _taken(device, process)):
         say(f"  {line}")
     say(f"run it:\n  {command}")
-    found = Plan(tuple(ways), chosen, room, process, command, values)
+    found = Plan(tuple(ways), chosen, room, where, process, command, values)
     if settings.write is not None:
         write(settings.write, settings.method, values, say)
     if settings.measure:
