@@ -235,10 +235,10 @@ def test_another_error_while_asking_is_not_hidden(tmp_path: Path, model_folder: 
 
 def test_the_limit_of_length_is_the_one_that_was_counted_with(tmp_path: Path, model_folder: Callable[..., Path]):
     data, folder = written(tmp_path, pairs()), str(model_folder())
-    short = prefopt_package.advise(data, model=folder, ask=0, max_length=24, text_as="raw").facts
-    assert short.lengths.limit == 24
+    short = prefopt_package.advise(data, model=folder, ask=0, max_length=18, text_as="raw").facts
+    assert short.lengths.limit == 18
     assert short.lengths.too_long.share > 0.5
-    assert "have more than 24 tokens" in signs.is_too_long(short)
+    assert "have more than 18 tokens" in signs.is_too_long(short)
     assert prefopt_package.advise(data, model=folder, ask=0).facts.lengths.limit == 512  # what the model reads
 
 

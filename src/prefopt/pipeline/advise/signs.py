@@ -140,12 +140,12 @@ def are_too_few(facts: Facts) -> str:
 
 
 def is_few(facts: Facts) -> str:
-    """Fewer than {FEW:,} examples in an epoch."""
+    """Fewer than {FEW:,} examples."""
     return f"{facts.per_epoch('examples')}, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_per_epoch < FEW else ""
 
 
 def are_few_pairs(facts: Facts) -> str:
-    """Fewer than {FEW:,} pairs in an epoch, or rankings."""
+    """Fewer than {FEW:,} pairs, or rankings."""
     return (
         f"{facts.per_epoch('pairs' if facts.kind == 'pair' else 'rankings')}, fewer than {FEW:,}"
         if is_pairs(facts) and is_few(facts)
