@@ -326,13 +326,15 @@ def test_only_where_there_is_an_optimizer_its_step_is_timed(model: str, timed: l
     assert with_it["update"] > 0
 
 
-def test_a_reward_model_is_no_model_to_train_with_another_method(reward_run: Path, lora_run: Path, tmp_path: Path):
+def test_a_reward_model_is_no_model_to_train_with_another_method(
+    reward_run: Path, lora_run: Path, model_folder: Callable[..., Path], tmp_path: Path
+):
     model, data = str(reward_run / "model"), write_rows(tmp_path / "pairs.jsonl", pair_rows())
     words = ("--max-length", "64", "--device", "cpu", "--memory", "8GB")
     for said in (refused("plan", "dpo", "--model", model, *words), refused("advise", data, "--model", model)):
         assert f"{model} holds a reward model, which scores answers and cannot write any" in said
     assert prefopt("plan", "reward", "--model", model, *words).check().code == 0
-    run("reward", model, data, tmp_path / "adapted", lora_rank=2, max_steps=1)
+    run("reward", model_folder(), data, tmp_path / "adapted", lora_rank=2, max_steps=1)
     adapter = str(tmp_path / "adapted" / "model")
     for said in (refused("plan", "dpo", "--model", adapter, *words), refused("advise", data, "--model", adapter)):
         assert f"{adapter} holds a reward model" in said
