@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of --step, in turns; the first one warms up")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     if given.step:
         text = steps_alone(given.step, given.rounds, given.device)
         print(text)
@@ -56,7 +57,6 @@ def main() -> None:
         found = {kind: child(given, kind) for kind in KINDS}
     text = table(found, given)
     print(text)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".md").write_text(text, encoding="utf-8")
     plot({kind: each["losses"] for kind, each in found.items()}, given.out.with_suffix(".svg"), title="DPO loss by optimizer")
 
@@ -162,7 +162,6 @@ def table(found: dict[str, dict[str, Any]], given: argparse.Namespace) -> str:
         "held-out loss": [f"{each['after']['eval/loss']:.4f}" for each in found.values()],
         "held-out accuracy": [f"{each['after']['eval/rewards/accuracy']:.3f}" for each in found.values()],
     }
-    spread = max(base["losses"]) - min(base["losses"])
     lines = ["|  | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
     lines += [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
     spread, before = max(base["losses"]) - min(base["losses"]), base["before"].get("eval/loss", float("nan"))

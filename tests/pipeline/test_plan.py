@@ -401,6 +401,23 @@ def test_nothing_fits(small: str, instant: None):
     assert "chosen" not in said.out
 
 
+def test_what_would_fit_with_a_library_that_is_not_there_is_said(small: str, instant: None, monkeypatch: pytest.MonkeyPatch):
+    def only_in_4_bits(*given: Any, **others: Any) -> Fit:
+        found = find_fit(*given, **others)
+        return replace(found, fits=found.settings.load_in_4bit)
+
+    monkeypatch.setattr(planning, "find_fit", only_in_4_bits)
+    only_installed(monkeypatch)
+    lines: list[str] = []
+    found = plan(PlanSettings(model=small, memory="64GB", device="cpu"), say=lines.append)
+    assert found.chosen is None
+    assert lines[-1] == "QLoRA 16 fits, and needs bitsandbytes, which is not installed: pip install 'prefopt[bits]', and ask again"
+    only_installed(monkeypatch, "bitsandbytes")
+    chosen = plan(PlanSettings(model=small, memory="64GB", device="cpu"), say=lines.append).chosen
+    assert chosen is not None
+    assert chosen.name == "QLoRA 16"
+
+
 def test_data_of_ones_own_gives_lengths_and_the_command_and_file_run(
     model: str, tmp_path: Path, instant: None, monkeypatch: pytest.MonkeyPatch
 ):

@@ -202,6 +202,7 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best():
         evaluate_every=1,
         save_every=None,
         save_best=True,
+        compares=True,
         patience=2,
         evaluate=None,
         save=lambda course: None,
@@ -217,6 +218,25 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best():
     assert course.best == Best(3, 0.5, since=1)
     assert course.compare({"eval/loss": 0.4})
     assert course.best == Best(4, 0.4)
+
+
+def test_losses_against_references_of_different_steps_have_no_best():
+    course = Course(
+        order=DataOrder(12, 4, 0, 2.0, None),
+        step=2,
+        state={},
+        evaluate_every=1,
+        save_every=None,
+        save_best=True,
+        compares=False,
+        patience=None,
+        evaluate=None,
+        save=lambda course: None,
+        record=lambda row: None,
+        asked=Asked,
+    )
+    assert not course.compare({"eval/loss": 0.5})
+    assert course.best is None
 
 
 def test_figures_that_are_not_finite_are_null_in_the_files(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):

@@ -102,12 +102,7 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
     _say_what_was_not_tried(ways, device, say)
     chosen = next((way for way in ways if way.fit.fits and _is_installed(way)), None)
     if chosen is None:
-        least = min(ways, key=lambda way: way.fit.estimate.total)
-        say(
-            f"nothing fits: {least.name} takes least, {size(least.fit.estimate.total + _taken(device, process))}. Take a smaller model, "
-            "shorter examples (--max-length), or more memory"
-            + (f" or GPUs (--gpus, now {settings.gpus})." if device.type == "cuda" else ".")
-        )
+        _say_why_none(ways, settings, device, process, say)
         return Plan(tuple(ways), None, room, where, process)
     values = values_of(settings, chosen, is_adapter=adapter is not None)
     command = command_of(settings.method, values, chosen.fit.gpus)
@@ -223,6 +218,18 @@ def _ways(settings: PlanSettings, is_adapter: bool) -> list[tuple[str, dict[str,
 def _is_installed(way: Way) -> bool:
     """Whether the run would find its libraries; optimizers without theirs are not on the ladder."""
     return has_bitsandbytes() or not way.fit.settings.load_in_4bit
+
+
+def _say_why_none(ways: Sequence[Way], settings: PlanSettings, device: torch.device, process: int, say: Callable[[str], object]) -> None:
+    """No way fits, or none whose libraries are there."""
+    if fitting := [way for way in ways if way.fit.fits]:
+        say(f"{fitting[0].name} fits, and needs bitsandbytes, which is not installed: pip install 'prefopt[bits]', and ask again")
+        return
+    least = min(ways, key=lambda way: way.fit.estimate.total)
+    say(
+        f"nothing fits: {least.name} takes least, {size(least.fit.estimate.total + _taken(device, process))}. Take a smaller model, "
+        "shorter examples (--max-length), or more memory" + (f" or GPUs (--gpus, now {settings.gpus})." if device.type == "cuda" else ".")
+    )
 
 
 def _say_what_was_not_tried(ways: Sequence[Way], device: torch.device, say: Callable[[str], object]) -> None:

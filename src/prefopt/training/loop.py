@@ -237,6 +237,7 @@ class Course:
         state: what the method carries.
         evaluate_every, save_every: in steps; None: never on the way.
         save_best: write a checkpoint at every evaluation on the way that is the best so far.
+        compares: held-out losses of different steps are of the same loss; against a reference that moves they are not.
         patience: evaluations in a row without a new best after which the run ends; None: it never does.
         evaluate: gives figures after a step, held-out ones keyed `eval/...`; None: there is nothing to look at.
         save: writes a checkpoint of the course as it stands.
@@ -252,6 +253,7 @@ class Course:
     evaluate_every: int | None
     save_every: int | None
     save_best: bool
+    compares: bool
     patience: int | None
     evaluate: Callable[[int, State], Mapping[str, float]] | None
     save: Callable[["Course"], None]
@@ -268,7 +270,7 @@ class Course:
 
     def compare(self, row: Mapping[str, float]) -> bool:
         """Take note of an evaluation; whether it is the best so far. Where none is on the way there is nothing to choose from."""
-        if self.evaluate_every is None or "eval/loss" not in row:
+        if not self.compares or self.evaluate_every is None or "eval/loss" not in row:
             return False
         if math.isfinite(row["eval/loss"]) and (self.best is None or row["eval/loss"] < self.best.loss):
             self.best = Best(self.step, row["eval/loss"])

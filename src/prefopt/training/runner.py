@@ -214,6 +214,7 @@ class Runner:
             evaluate_every=self.settings.eval_every_steps,
             save_every=self.settings.save_every_steps,
             save_best=self.settings.keep_best,
+            compares=self.moving is None,
             patience=self.settings.early_stop,
             evaluate=self._evaluate if self.held_out is not None or self.sampler is not None else None,
             save=self._save,

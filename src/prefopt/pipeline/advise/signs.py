@@ -192,6 +192,8 @@ def is_nothing_fitting(facts: Facts) -> str:
     model = facts.model
     if model is None or model.way or not model.ways:
         return ""
+    if fitting := [way for way in model.ways if way.fits]:
+        return f"{fitting[0].name} takes {fitting[0].peak} and needs bitsandbytes, which is not installed: pip install 'prefopt[bits]'"
     return f"{', '.join(f'{way.name} takes {way.peak}' for way in model.ways)}; {model.room}"
 
 
