@@ -31,7 +31,8 @@ from pathlib import Path
 import numpy as np
 
 from prefopt.engine.batch import Sharing
-from prefopt.training.cut import Padded, cut, num_positions
+from prefopt.engine.extent import Extent, num_positions
+from prefopt.training.cut import cut
 from prefopt.training.order import DataOrder
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -141,7 +142,7 @@ def ranges(trees: Sequence[PromptTree], sharing: Sharing) -> list[list[int]]:
     ordered = sorted(trees, key=lambda tree: -tree.longest)
     table = []
     for begin in range(len(ordered)):
-        row, size = [0] * (begin + 1), Padded(sharing)
+        row, size = [0] * (begin + 1), Extent(sharing)
         for tree in ordered[begin:]:
             size = size.with_tree(tree)
             row.append(size.num_positions)

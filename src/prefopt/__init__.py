@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 __all__ = ["Callback", "Policy", "Scorer", "__version__", "advise", "losses", "score", "sweep", "train"]
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prefopt import losses
     from prefopt.methods.method import Method
     from prefopt.models.policy import Policy
@@ -74,7 +76,7 @@ def sweep(method: str, over: "Mapping[str, Sequence[Any]]", *, callbacks: "Seque
 
 
 def score(
-    model: "str | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
+    model: "str | Path | Scorer", prompt: "str | Sequence[Mapping[str, str]]", completions: "Sequence[str | Sequence[Mapping[str, str]]]"
 ) -> list[float]:
     """A reward model's scores of answers to a prompt, rendered as its run rendered them.
 
@@ -88,7 +90,7 @@ def score(
 
     Raises:
         ModelError: it cannot be found or read, or is no reward model.
-        DataError: an answer is empty or does not fit.
+        DataError: an answer is empty or does not fit, a turn is not as chats are, or there is no list of answers.
     """
     found: list[float] = import_module("prefopt.pipeline.score").score(model, prompt, completions)
     return found

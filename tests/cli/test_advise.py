@@ -12,7 +12,7 @@ import prefopt as prefopt_package
 from prefopt.config import read_yaml
 from prefopt.models.load import choose_precision
 from prefopt.models.settings import ModelSettings
-from prefopt.pipeline.advise import ask
+from prefopt.pipeline.advise import ask, signs
 from prefopt.pipeline.advise.facts import Count
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -100,7 +100,9 @@ def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folde
     assert short.facts.model.chosen == ""
     assert [way.name for way in short.facts.model.ways] == ["full", "LoRA 16", "QLoRA 16"]
     assert short.decision.reasons["lora_rank"].startswith("a smaller model, or more memory: nothing fits")
+    assert short.facts.model.room == "0 MB (as given)"
     roomy = prefopt_package.advise(data, model=folder, ask=0, memory="64GB")
+    assert roomy.facts.model.room == "64.0 GB (as given)"
     assert roomy.facts.model.chosen == "full"
 
 
@@ -184,8 +186,60 @@ def test_nothing_to_train_is_not_written(tmp_path: Path):
     said = prefopt("advise", path).check()
     assert said.code == 0
     assert "There is nothing to train yet." in said.out
-    assert "is not written: there is nothing to train yet" in refused("advise", path, "--write", str(tmp_path / "a.yaml"))
+    unwritten = prefopt("advise", path, "--write", str(tmp_path / "a.yaml")).check()
+    assert unwritten.code == 2
+    assert "is not written: there is nothing to train yet" in unwritten.err
+    assert unwritten.out == said.out
+    assert not (tmp_path / "a.yaml").exists()
     assert "cannot write" in refused("advise", written(tmp_path, pairs()), "--write", str(tmp_path / "none" / "a.yaml"))
+
+
+def test_a_file_that_has_no_place_is_told_before_anything_is_read(tmp_path: Path):
+    said = refused("advise", "none.jsonl", "--write", str(tmp_path / "none" / "a.yaml"))
+    assert f"there is no folder {tmp_path / 'none'}. Make it, or give another path as --write." in said
+    assert "it is a folder. Give a file as --write" in refused("advise", "none.jsonl", "--write", str(tmp_path))
+
+
+def test_advice_is_told_where_its_settings_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, text: str, **how: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    data = written(tmp_path, pairs())
+    monkeypatch.setattr(Path, "write_text", full)
+    said = prefopt("advise", data, "--write", str(tmp_path / "a.yaml")).check()
+    monkeypatch.undo()
+    assert said.code == 2
+    assert "advice: ipo" in said.out
+    assert "a.yaml has them" not in said.out
+    assert "No space left on device" in said.err
+    done = prefopt("advise", data, "--write", str(tmp_path / "a.yaml")).check()
+    assert done.code == 0
+    assert "a.yaml has them" in done.out
+
+
+def test_a_model_for_which_memory_runs_out_is_not_asked(tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    def none_left(*given: Any, **more: Any) -> float:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(ask, "cost_per_token", none_left)
+    facts = prefopt_package.advise(written(tmp_path, pairs()), model=str(model_folder())).facts
+    assert facts.model is not None
+    assert (facts.model.nats, facts.model.num_asked, facts.model.silent) == (None, 0, "memory ran out")
+
+
+def test_another_error_while_asking_is_not_hidden(tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ask, "cost_per_token", lambda *given, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prefopt_package.advise(written(tmp_path, pairs()), model=str(model_folder()))
+
+
+def test_the_limit_of_length_is_the_one_that_was_counted_with(tmp_path: Path, model_folder: Callable[..., Path]):
+    data, folder = written(tmp_path, pairs()), str(model_folder())
+    short = prefopt_package.advise(data, model=folder, ask=0, max_length=18, text_as="raw").facts
+    assert short.lengths.limit == 18
+    assert short.lengths.too_long.share > 0.5
+    assert "have more than 18 tokens" in signs.is_too_long(short)
+    assert prefopt_package.advise(data, model=folder, ask=0).facts.lengths.limit == 512  # what the model reads
 
 
 REAL = {

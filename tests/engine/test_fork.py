@@ -10,10 +10,11 @@ from tests.training.runs import losses, pair_rows, run, write_rows
 
 from prefopt.data.store import Sizes
 from prefopt.engine.batch import TreeBatch, pack
+from prefopt.engine.extent import num_positions
 from prefopt.engine.layout import ForkLayout
 from prefopt.models.policy import EnginePath, Policy
 from prefopt.models.proof import prove
-from prefopt.training.cut import cut, needed_positions, num_positions
+from prefopt.training.cut import cut, needed_positions
 from prefopt.trees import Completion, PromptTree, token_ids
 
 

@@ -14,7 +14,7 @@ from prefopt.models.load import LoadedModel, Precision, load_model
 from prefopt.models.policy import trained_parameters
 from prefopt.models.save import save_model
 from prefopt.models.settings import ModelSettings
-from prefopt.models.speakers import Speaker, Weights, adapter_folder, batches, device_named, load_speakers
+from prefopt.models.speakers import Speaker, Weights, adapter_folder, device_named, load_speakers
 from prefopt.trees import Completion, PromptTree, token_ids
 
 CPU = torch.device("cpu")
@@ -159,14 +159,6 @@ def test_log_probabilities_are_the_models_own(base: Path, adapter: Path):
                 first = len(tree.prompt_ids)
                 by_hand.append(sum(float(logps[place - 1, ids[place]]) for place in range(first, len(ids))))
         assert torch.allclose(found, torch.tensor(by_hand), atol=1e-5)
-
-
-def test_batches_hold_no_more_than_they_may_and_lose_nothing():
-    trees = [PromptTree(token_ids(range(size)), (Completion(token_ids([1])), Completion(token_ids([2, 3])))) for size in (3, 9, 4, 40, 2)]
-    found = list(batches(trees, max_tokens=50))
-    assert [tree for batch in found for tree in batch] == trees
-    assert all(len(batch) == 1 or 2 * len(batch) * max(tree.longest for tree in batch) <= 50 for batch in found)
-    assert max(map(len, found)) == 2
 
 
 def test_a_run_stands_for_its_adapter(adapter: Path, tmp_path: Path):

@@ -32,6 +32,7 @@ def facts(kind: str = "pair", num: int = 5000, **changes: Any) -> Facts:
         sources=(SourceSummary("data.jsonl", "made", "made up", "it is", num, ()),),
         num_rows=num,
         num_examples=num,
+        num_per_epoch=num,
         faults={},
         passed={},
         sampled=num,
@@ -115,8 +116,8 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"method": "robust", "label_smoothing": 0.1},
     ),
     "is-noise-seen": (
-        facts(num=200, sampled=200, agreement=Agreement(0, 4, 4, 4)),
-        "4 of 200 pairs (2 %) stand against another with the same answers",
+        facts(num=204, agreement=Agreement(0, 4, 200, 4)),
+        "4 of 200 pairs of answers (2 %) have verdicts both ways",
         {"method": "dpo", "label_smoothing": 0.1},
     ),
     "are-few-pairs": (facts(num=400), "400 pairs, fewer than 1,000", {"method": "ipo", "epochs": 3.0, "batch_size": 32}),
@@ -164,7 +165,9 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"text_as": "chat"},
     ),
     "is-too-long": (
-        facts(lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000), model=model(context=32768)),
+        facts(
+            lengths=replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=3000, limit=2048), model=model(context=32768)
+        ),
         "100 of 5,000 examples (2 %) have more than 2,048 tokens, and one in a hundred about 3,000 or more",
         {"max_length": 4096},
     ),
@@ -236,7 +239,7 @@ def test_rows_below_the_one_that_decides_are_named():
 
 def test_settings_that_were_given_win():
     found = facts(num=400, faults={"tie": 1}, model=model(), content=content(raw=Count(400, 400)))
-    decision = decided(found, text_as="raw", eval_fraction=0.2)
+    decision = decided(replace(found, eval_fraction=0.2), text_as="raw", eval_fraction=0.2)
     assert decision.config["text_as"] == "raw"
     assert decision.config["eval_fraction"] == 0.2
     assert "text_as" not in decision.reasons
@@ -246,6 +249,60 @@ def test_held_out_data_that_is_given_is_used_and_nothing_is_held_out_beside_it()
     config = decided(facts(has_eval=True), eval_data=["held.jsonl"]).config
     assert config["eval_data"] == ["held.jsonl"]
     assert "eval_fraction" not in config
+
+
+@pytest.mark.parametrize(("fraction", "steps", "every"), [(None, 75, 7), (0.5, 40, 4), (0.0, 79, None)])
+def test_a_share_to_hold_out_that_was_given_is_what_all_is_computed_from(fraction: float | None, steps: int, every: int | None):
+    found = facts(eval_fraction=fraction)
+    config = decided(found).config
+    assert choices.num_steps(found) == steps
+    assert config.get("eval_fraction") == (0.05 if fraction is None else fraction or None)
+    assert config.get("eval_every_steps") == every
+
+
+def test_nothing_is_held_out_of_few_where_that_was_asked_for():
+    config = decided(facts("thumbs", 100, eval_fraction=0.0)).config
+    assert config["epochs"] == 3.0
+    assert {"eval_fraction", "eval_every_steps", "early_stop"}.isdisjoint(config)
+    assert decided(facts("thumbs", 100)).config["early_stop"] == 2
+
+
+def test_held_out_data_that_is_given_leaves_no_share_to_hold_out():
+    found = facts(has_eval=True, eval_fraction=0.5)
+    assert choices.trained_on(found) == 5000
+    assert "eval_fraction" not in decided(found, eval_data=["held.jsonl"]).config
+
+
+def test_examples_count_as_often_as_an_epoch_takes_them():
+    light = facts(num=100_000, num_per_epoch=1000)
+    assert choices.trained_on(light) == 950
+    assert signs.is_short(light) == "1,000 examples an epoch in batches of 64: 15 steps"
+    assert signs.is_few(light) == ""
+    lighter = facts(num=100_000, num_per_epoch=999)
+    assert signs.is_few(lighter) == "999 examples an epoch, fewer than 1,000"
+    assert signs.are_few_pairs(lighter) == "999 pairs an epoch, fewer than 1,000"
+    assert choices.epochs(lighter) == 3.0
+    heavy = facts(num=400, num_per_epoch=4000)
+    assert signs.is_few(heavy) == signs.are_few_pairs(heavy) == ""
+    assert choices.num_steps(heavy) == 57  # a tenth of the 400 is held out, and with them a tenth of the 4,000
+    assert any("400 pairs; an epoch takes 4,000" in line for line in page(heavy, decided(heavy)))
+
+
+def test_where_and_how_training_runs_is_as_it_was_said(tmp_path: Path):
+    found = facts(model=model())
+    config = decided(found, device="cpu", cache_dir=tmp_path, data_workers=2).config
+    assert (config["device"], config["cache_dir"], config["data_workers"]) == ("cpu", str(tmp_path), 2)
+    assert from_yaml(yaml_of(decided(found, cache_dir=tmp_path)))["cache_dir"] == str(tmp_path)
+    assert {"device", "cache_dir", "data_workers"}.isdisjoint(decided(found).config)
+
+
+def test_the_limit_that_examples_are_longer_than_is_the_one_that_was_given():
+    lengths = replace(facts().lengths, unit="tokens", too_long=Count(100, 5000), uncut=9000, limit=4096)
+    found = facts(lengths=lengths, model=model(context=32768))
+    assert signs.is_too_long(found).startswith("100 of 5,000 examples (2 %) have more than 4,096 tokens")
+    assert decided(found, max_length=4096).config["max_length"] == 4096  # what was given wins
+    assert choices.max_length(found) == 16384
+    assert signs.is_too_long(facts(lengths=lengths, model=model(context=4096))) == ""
 
 
 def test_where_a_run_takes_several_gpus_the_command_starts_them():

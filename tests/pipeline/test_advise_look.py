@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import prefopt
+from prefopt.data.examples import Answer, Example
 from prefopt.errors import ConfigError, DataError
+from prefopt.pipeline.advise import look as looking
 from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.content import latin_language
 from prefopt.pipeline.advise.facts import Count, Facts
-from prefopt.pipeline.advise.look import look
+from prefopt.pipeline.advise.look import SPACE, Sample, digest, group_of, look
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 WORDS = tuple(f"word{letter}" for letter in "abcdefghijklmnopqrstuvwx")
@@ -54,7 +57,7 @@ def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Pat
     rows += [pair(50, good, bad) | {"who": "a"}, pair(50, bad, good) | {"who": "b"}, pair(51) | {"who": "a"}, pair(51) | {"who": "b"}]
     rows += [pair(3), pair(3)]  # the same in every column
     found = looked(tmp_path, rows)
-    assert (found.agreement.agree, found.agreement.couples, found.agreement.judged, found.agreement.contradicted) == (1, 2, 2, 1)
+    assert (found.agreement.agree, found.agreement.couples, found.agreement.pairs, found.agreement.contradicted) == (1, 2, 22, 1)
     assert found.content.repeated == Count(3, 26)
 
 
@@ -66,7 +69,7 @@ def test_votes_agree_within_rows(tmp_path: Path):
     found = looked(tmp_path, [voted(1, 1, 1, 1), voted(2, 2, 2, 1), voted(3, 1, 0, 1), voted(4, 0, 0, 0)])
     assert found.agreement.of_voters
     assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
-    assert (found.agreement.judged, found.agreement.contradicted) == (3, 1)
+    assert (found.agreement.pairs, found.agreement.contradicted) == (3, 1)
     assert found.passed == {"tie": 1}
 
 
@@ -184,9 +187,96 @@ def test_a_sample_keeps_all_or_nothing_of_a_prompt_and_counts_everything(tmp_pat
     assert again == found
 
 
+def slowly(most: int, given: list[Example]) -> list[Example]:
+    """What a sample keeps, by its definition: as long as there are too many, the prompt with the largest digest goes, for good."""
+    kept: list[Example] = []
+    below = SPACE
+    for one in given:
+        if digest(group_of(one)) >= below:
+            continue
+        kept.append(one)
+        while len(kept) > most:
+            places = {digest(group_of(entry)) for entry in kept}
+            if len(places) == 1:
+                kept.pop()
+                break
+            below = max(places)
+            kept = [entry for entry in kept if digest(group_of(entry)) < below]
+    return kept
+
+
+@pytest.mark.parametrize(("most", "prompts"), [(10, 1), (10, 3), (50, 40), (50, 5000), (2000, 100)])
+def test_a_sample_is_what_it_says_and_looks_at_each_example_twice_at_most(most: int, prompts: int, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    given = [Example(sentence(int(rng.integers(prompts)), 5), (Answer(str(place)),), location=str(place)) for place in range(1500)]
+    looks: list[Example] = []
+    right = looking.characters
+    monkeypatch.setattr(looking, "characters", lambda example: (looks.append(example), right(example))[1])
+    sample = Sample(most)
+    for one in given:
+        sample.add(one, {"place": one.location})
+    assert sample.examples() == slowly(most, given)
+    assert sample.num_kept == len(sample.examples())
+    assert sample.num_characters == sum(right(example) for example in sample.examples())
+    assert len(looks) <= 2 * len(given)
+
+
+def test_a_sample_holds_no_more_text_than_it_may(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(looking, "CHARACTERS_HELD", 100)
+    sample = Sample(10)
+    for place, length in enumerate((30, 30, 30, 30, 200, 30)):
+        sample.add(Example(f"prompt {place}", (Answer("x" * length),)), {})
+    assert sample.num_characters <= 100
+    assert sample.num_characters == sum(looking.characters(example) for example in sample.examples())
+    alone = Sample(10)
+    for _ in range(2):
+        alone.add(Example("the only one", (Answer("x" * 200),)), {})
+    assert (alone.examples(), alone.num_characters, alone.num_kept) == ([], 0, 0)
+    alone.add(Example("another", (Answer("x"),)), {})
+    assert len(alone.examples()) == 1
+
+
 def test_one_prompt_alone_may_fill_the_sample(tmp_path: Path):
     found = looked(tmp_path, [{**pair(number), "prompt": "the same"} for number in range(40)], sample=10)
     assert (found.num_examples, found.sampled) == (40, 10)
+
+
+def test_prompts_alone_are_read_under_the_names_that_were_given(tmp_path: Path):
+    rows = [{"ask": sentence(n), "prompt": "not this", "tests": ["a"]} for n in range(5)]
+    found = looked(tmp_path, rows, columns={"prompt": "ask"})
+    assert (found.kind, found.num_examples) == ("prompts", 5)
+    assert found.lengths.prompt.median == pytest.approx(len(sentence(1)), abs=15)
+    assert found.lengths.prompt.median > len("not this")
+    named = looked(tmp_path, [{"ask": sentence(n)} for n in range(5)], columns={"prompt": "ask"})
+    assert named.kind == "prompts"
+    with pytest.raises(DataError, match=r"no row has a column asked \(did you mean ask\?\)"):
+        looked(tmp_path, rows, columns={"prompt": "asked"})
+    with pytest.raises(DataError, match="no format has a field promt"):
+        looked(tmp_path, rows, columns={"promt": "ask"})
+
+
+def test_contradicted_pairs_are_told_of_all_pairs_of_answers(tmp_path: Path):
+    answers = [sentence(place + 100) for place in range(3)]
+    rows = [{"prompt": sentence(1), "completions": answers, "ranks": ranks, "who": ranks[0]} for ranks in ([1, 2, 3], [3, 2, 1])]
+    found = looked(tmp_path, rows)
+    assert (found.num_examples, found.agreement.pairs, found.agreement.contradicted) == (2, 3, 3)
+    assert signs.is_noise_seen(found) == "all 3 pairs of answers have verdicts both ways"
+
+
+def test_weights_of_sources_say_what_an_epoch_takes(tmp_path: Path):
+    one = written(tmp_path, [pair(number) for number in range(40)], "one.jsonl")
+    other = written(tmp_path, [pair(number) for number in range(100, 300)], "other.jsonl")
+    found = look(AdviseSettings(data=[f"{one}:2.5", f"{other}:0.01"]))
+    assert (found.num_examples, found.num_per_epoch) == (240, 102)
+    assert look(AdviseSettings(data=[one, other])).num_per_epoch == 240
+    assert look(AdviseSettings(data=[f"{one}:0.001"])).num_per_epoch == 1
+
+
+def test_a_share_to_hold_out_is_known_where_it_was_given(tmp_path: Path):
+    rows = [pair(number) for number in range(10)]
+    assert looked(tmp_path, rows).eval_fraction is None
+    assert looked(tmp_path, rows, eval_fraction=0.0).eval_fraction == 0.0
+    assert looked(tmp_path, rows, eval_fraction=0.5).eval_fraction == 0.5
 
 
 def test_from_python(tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.command_line import prefopt
+from tests.command_line import prefopt, refused
 from tests.conftest import MakeModel
 from tests.training.runs import pair_rows, run, write_rows
 from transformers import AutoConfig
@@ -314,6 +314,31 @@ def probed(model: str, *, optim: str = "adamw", **settings: Any) -> tuple[Pace, 
     sizes = work_of(given, precision, adapter=bool(given.lora_rank))
     rate = 1e10
     return measure_pace(given, precision, sizes, TREES, sharing="flat", device=torch.device("cpu"), rate=rate, optim=optim), sizes
+
+
+def test_only_where_there_is_an_optimizer_its_step_is_timed(model: str, timed: list[tuple[str, int]]):
+    given, cpu = ModelSettings(model=model), torch.device("cpu")
+    precision = choose_precision("float32", cpu, adapter=False)
+    without, with_it = (pace_of._time_layers(given, precision, "language", TREES, 1, "flat", cpu, optim) for optim in (None, "adamw"))
+    assert without.keys() == {"train", "forward"}
+    assert with_it.keys() == {"train", "forward", "update"}
+    assert [kind for kind, _ in timed] == ["adamw"]
+    assert with_it["update"] > 0
+
+
+def test_a_reward_model_is_no_model_to_train_with_another_method(
+    reward_run: Path, lora_run: Path, model_folder: Callable[..., Path], tmp_path: Path
+):
+    model, data = str(reward_run / "model"), write_rows(tmp_path / "pairs.jsonl", pair_rows())
+    words = ("--max-length", "64", "--device", "cpu", "--memory", "8GB")
+    for said in (refused("plan", "dpo", "--model", model, *words), refused("advise", data, "--model", model)):
+        assert f"{model} holds a reward model, which scores answers and cannot write any" in said
+    assert prefopt("plan", "reward", "--model", model, *words).check().code == 0
+    run("reward", model_folder(), data, tmp_path / "adapted", lora_rank=2, max_steps=1)
+    adapter = str(tmp_path / "adapted" / "model")
+    for said in (refused("plan", "dpo", "--model", adapter, *words), refused("advise", data, "--model", adapter)):
+        assert f"{adapter} holds a reward model" in said
+    assert "is an adapter of a language model" in refused("plan", "reward", "--model", str(lora_run / "model"), *words)
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adamw-8bit", "adamw-bf16"])

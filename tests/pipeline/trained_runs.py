@@ -54,6 +54,14 @@ def chat_run(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def reward_run(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model on raw text, of at most 128 tokens."""
+    folder = tmp_path_factory.mktemp("reward")
+    run("reward", model_folder(), write_rows(folder / "pairs.jsonl", pair_rows()), folder / "run", learning_rate=3e-3)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def sft_run(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SFT of all weights, which has no reference."""
     folder = tmp_path_factory.mktemp("sft")

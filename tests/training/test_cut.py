@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.engine.batch import Sharing, pack
+from prefopt.engine.extent import num_positions
 from prefopt.errors import RunError
-from prefopt.training.cut import PASS, cut, num_positions
+from prefopt.training.cut import PASS, cut
 from prefopt.trees import Completion, PromptTree, token_ids
 
 

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prefopt.errors import ModelError
 from prefopt.models.policy import hold_trained, no_dropout, on_device, score_head_of, transformers_logging_at
 from prefopt.models.quantise import four_bit_arguments, in_4bit, one_arithmetic, refuse_copies, refuse_full
-from prefopt.models.read import NOT_A_SPEAKER, one_line, read_model, wants_code
+from prefopt.models.read import one_line, read_model, refuse_other_adapter, wants_code
 from prefopt.models.settings import ModelKind, ModelSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -301,8 +301,7 @@ def _existing_adapter(model: PreTrainedModel, name: str, kind: ModelKind) -> Pef
         raise ModelError(f"{name} holds {what}.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} lacks adapter_model.safetensors. Weights are read from safetensors only.")
-    if (found := adapter_kind(folder)) != kind:
-        raise ModelError(NOT_A_SPEAKER.format(name) if found == "reward" else NOT_A_SCORER.format(name))
+    refuse_other_adapter(name, kind, found=adapter_kind(folder))
     of_another = f"the adapter {name} was not made for {model.name_or_path or 'this model'}"
     remedy = "Give the model that it was trained on as model."
     try:
@@ -321,12 +320,6 @@ def _existing_adapter(model: PreTrainedModel, name: str, kind: ModelKind) -> Pef
     if unused:
         raise ModelError(f"{of_another}: {len(unused)} of its weights belong to layers that it does not have ({unused[0]}). {remedy}")
     return adapter
-
-
-NOT_A_SCORER = (
-    "{0} is an adapter of a language model, and a reward model needs one with a score layer. To train a reward model of it, make one "
-    "model of it and its base (prefopt merge {0} --out DIR), and give that as model."
-)
 
 
 def adapter_kind(folder: Path) -> ModelKind:

@@ -89,6 +89,11 @@ NOT_A_SPEAKER = (
     "(prefopt train reward); for anything else give a language model."
 )
 
+NOT_A_SCORER = (
+    "{0} is an adapter of a language model, and a reward model needs one with a score layer. To train a reward model of it, make one "
+    "model of it and its base (prefopt merge {0} --out DIR), and give that as model."
+)
+
 
 def safe_config(source: str, *, trust_remote_code: bool) -> dict[str, Any]:
     """The config of a model; empty where it cannot be read, which whoever loads the model says better.
@@ -114,6 +119,12 @@ def safe_config(source: str, *, trust_remote_code: bool) -> dict[str, Any]:
     return config
 
 
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest text that a model of this config reads; None where it does not say."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def refuse_other_kind(source: str, kind: ModelKind, *, is_reward: bool, may_begin: bool) -> None:
     """Each kind of model is good for something else.
 
@@ -124,6 +135,16 @@ def refuse_other_kind(source: str, kind: ModelKind, *, is_reward: bool, may_begi
         raise ModelError(NOT_A_SPEAKER.format(source))
     if kind == "reward" and not (is_reward or may_begin):
         raise ModelError(f"{source} is a language model, and gives no scores. Train a reward model of it: prefopt train reward.")
+
+
+def refuse_other_adapter(name: str, kind: ModelKind, *, found: ModelKind) -> None:
+    """An adapter makes one kind of model of its base.
+
+    Raises:
+        ModelError: it makes the other one.
+    """
+    if found != kind:
+        raise ModelError((NOT_A_SPEAKER if found == "reward" else NOT_A_SCORER).format(name))
 
 
 def is_reward_config(config: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.engine.batch import pack
+from prefopt.engine.extent import batches
 from prefopt.errors import ConfigError, ModelError
 from prefopt.models.load import (
     ADAPTER_CONFIG,
@@ -29,6 +30,7 @@ from prefopt.models.load import (
     locate,
 )
 from prefopt.models.policy import EnginePath, Policy
+from prefopt.models.read import context_of
 from prefopt.models.save import own_end_ids
 from prefopt.models.settings import ModelSettings
 from prefopt.trees import PromptTree
@@ -162,8 +164,7 @@ class Speaker:
     @property
     def context(self) -> int | None:
         """Tokens of the longest text that it can read, where its config says so."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return longest if isinstance(longest, int) and longest > 0 else None
+        return context_of(self.model.config)
 
     @property
     def end_ids(self) -> set[int]:
@@ -176,21 +177,8 @@ class Speaker:
         # Every completion with its own prompt is right for every model without proof.
         policy = Policy(self.model, EnginePath("plain", None))
         with self.speaking():
-            packed = (pack(batch, sharing="plain", device=self.model.device) for batch in batches(trees, max_tokens=SCORED_TOKENS))
-            return torch.cat([policy(batch).sum().cpu() for batch in packed])
-
-
-def batches(trees: list[PromptTree], *, max_tokens: int) -> Iterator[list[PromptTree]]:
-    """Consecutive trees that take no more positions together, padding included, than allowed; a longer one stands alone."""
-    batch: list[PromptTree] = []
-    for tree in trees:
-        grown = [*batch, tree]
-        if batch and max(entry.longest for entry in grown) * sum(len(entry.completions) for entry in grown) > max_tokens:
-            yield batch
-            grown = [tree]
-        batch = grown
-    if batch:
-        yield batch
+            groups = batches(trees, sharing="plain", max_tokens=SCORED_TOKENS)
+            return torch.cat([policy(pack(group, sharing="plain", device=self.model.device)).sum().cpu() for group in groups])
 
 
 def load_speakers(

@@ -241,7 +241,7 @@ def _time_layers(
         batches = [pack(trees[place:] or trees, sharing=sharing, device=device) for place in range(ROUNDS + 1)]
         shares = [sum(tree.num_tokens for tree in batch.trees) / sum(tree.num_tokens for tree in trees) for batch in batches]
         times: dict[str, list[float]] = {"train": [], "forward": [], "update": []}
-        update = partial(policy.zero_grad, set_to_none=True) if optim is None else _Update(policy, optim, device)
+        update = None if optim is None else _Update(policy, optim, device)
 
         def forward(batch: TreeBatch) -> None:
             with torch.no_grad(), torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
@@ -255,8 +255,11 @@ def _time_layers(
         for batch, share in zip(batches, shares, strict=True):
             times["forward"].append(_timed(partial(forward, batch), device) / share)
             times["train"].append(_timed(partial(train, batch), device) / share)
-            times["update"].append(update() or 0.0)
-        return {name: sorted(values[1:])[(len(values) - 1) // 2] for name, values in times.items()}  # the first one warms up
+            if update is None:
+                policy.zero_grad(set_to_none=True)
+            else:
+                times["update"].append(update())
+        return {name: sorted(values[1:])[(len(values) - 1) // 2] for name, values in times.items() if values}  # the first one warms up
 
 
 class _Update:

@@ -24,6 +24,7 @@ from prefopt.methods.method import Method
 from prefopt.models.load import is_hub_name, load_tokenizer, locate
 from prefopt.models.policy import transformers_logging_at
 from prefopt.models.quantise import has_bitsandbytes
+from prefopt.models.read import context_of
 from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.pace import Pace, Work, assumed_pace, matrix_rate, measure_pace, work_of
 from prefopt.pipeline.plan_fit import Examples, Fit, find_fit, not_installed
@@ -102,14 +103,14 @@ def plan(settings: PlanSettings, say: Callable[[str], object] = print, *, only: 
     chosen = next((way for way in ways if way.fit.fits and _is_installed(way)), None)
     if chosen is None:
         _say_why_none(ways, settings, device, process, say)
-        return Plan(tuple(ways), None, room, process)
+        return Plan(tuple(ways), None, room, where, process)
     values = values_of(settings, chosen, is_adapter=adapter is not None)
     command = command_of(settings.method, values, chosen.fit.gpus)
     say(f"chosen: {chosen.name}, {why(chosen, ways)}")
     for line in chosen.fit.estimate.lines("Python and its libraries" if device.type == "cpu" else "CUDA itself", _taken(device, process)):
         say(f"  {line}")
     say(f"run it:\n  {command}")
-    found = Plan(tuple(ways), chosen, room, process, command, values)
+    found = Plan(tuple(ways), chosen, room, where, process, command, values)
     if settings.write is not None:
         write(settings.write, settings.method, values, say)
     if settings.measure:
@@ -146,7 +147,7 @@ def _within_context(base: RunSettings, say: Callable[[str], object]) -> RunSetti
     source, adapter = locate(base.model)
     try:
         with transformers_logging_at("ERROR"):
-            text = AutoConfig.from_pretrained(source, trust_remote_code=base.trust_remote_code).get_text_config()
+            config = AutoConfig.from_pretrained(source, trust_remote_code=base.trust_remote_code)
     except Exception as error:  # the library lets errors of many kinds through; all mean that there is no config to read
         found = " ".join(str(error).split())[:300].rstrip(".")
         if is_hub_name(source):
@@ -154,9 +155,10 @@ def _within_context(base: RunSettings, say: Callable[[str], object]) -> RunSetti
                 f"there is no folder {source} here, and the hub gave no config of that name: {found}. Check the spelling."
             ) from None
         raise ModelError(f"cannot read the config of {source}: {found}. A plan needs the model's config.json.") from None
+    text = config.get_text_config()
     count = getattr(text, "num_hidden_layers", None)
     say(f"model: {base.model}, {text.model_type}{f', {count} layers' if count else ''}{', an adapter over ' + source if adapter else ''}")
-    context = getattr(text, "max_position_embeddings", None)
+    context = context_of(config)
     return base.model_copy(update={"max_length": context}) if context and context < base.max_length else base
 
 

@@ -139,7 +139,7 @@ def _with_room(method: Method, settings: RunSettings, examples: Examples, *, roo
         estimate = _estimate(method, changed, examples, device, count)
         return Fit(changed, estimate, estimate.total <= room, changes)
 
-    depth = num_layers(settings, device)
+    depth = num_layers(method, settings, device)
     sizes = [settings.max_tokens]
     while sizes[-1] > max(CHEAP_TOKENS, examples.longest):
         sizes.append(max(CHEAP_TOKENS, examples.longest, sizes[-1] // 2))

@@ -53,7 +53,7 @@ class Plan:
     Attributes:
         ways: all of them.
         chosen: the one that is proposed; None: nothing fits.
-        room: bytes that there are for a process.
+        room: bytes that there are for a process; where: of what memory, in words.
         process: bytes of Python and its libraries, which a process on a CPU holds besides; 0 on a GPU.
         command: that runs the chosen way.
         values: its settings, as YAML has them.
@@ -62,6 +62,7 @@ class Plan:
     ways: tuple[Way, ...]
     chosen: Way | None
     room: int
+    where: str
     process: int
     command: str = ""
     values: dict[str, Any] = field(default_factory=dict)

@@ -4,7 +4,8 @@ Answers are rendered as the model's run rendered its examples, and its score is 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,24 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data.dataset import Dataset, load
-from prefopt.data.examples import Answer, Conversation, Example, Message
-from prefopt.data.rows import RowFault
+from prefopt.data.examples import Answer, Conversation, Example, Message, check_answer, conversation_of, text_of
+from prefopt.data.prompts import NO_LIMIT
+from prefopt.data.rows import RowFault, clip
 from prefopt.data.show import decode
 from prefopt.data.template import chat_of
 from prefopt.data.tokenize import Grower, TreeOptions
+from prefopt.disk import draft_of, flush
 from prefopt.errors import DataError, RunError
 from prefopt.methods.comparisons import pairs_of
 from prefopt.models.scorer import TreeScorer
 from prefopt.pipeline.score_settings import ScoreSettings
 from prefopt.pipeline.trained import Trained, look_up
+from prefopt.pipeline.voices import explaining_out_of_memory
 from prefopt.training.terminal.narrator import Terminal
 from prefopt.trees import PromptTree
 
 Turns = str | Sequence[Mapping[str, str]]
 """A text, or the turns of a chat: each a mapping with `role` and `content`."""
-
-LIKE_TRAINING = ("max_length", "template_args", "too_long")
-"""Settings that are those of the model's run where they are not given; its tokenizer has its chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +47,25 @@ class Scorer:
     grower: Grower
 
     @classmethod
-    def load(cls, model: str, **settings: Any) -> "Scorer":
+    def load(cls, model: str | Path, **settings: Any) -> "Scorer":
         """Read a reward model and what is known of its run.
 
         Args:
             model: folder of a run, of a model or of an adapter, or a hub name.
-            settings: as `TreeScorer.load`.
+            settings: as `TreeScorer.load`; prompts that are longer than `max_length`, or than the run's, are cut from their left.
 
         Raises:
             ModelError: it cannot be found or read, or is no reward model.
             DataError: its chat template cannot be used.
         """
         trained = look_up(str(settings.get("adapter") or model))
-        scorer = TreeScorer.load(model, **{"load_in_4bit": trained.in_4bit, **settings})
-        return cls(scorer, grower_for(scorer, trained))
+        how = as_trained(trained, settings)
+        held = {"load_in_4bit": how["load_in_4bit"], "max_length": how.get("max_length")}
+        scorer = TreeScorer.load(str(model), **{**settings, **held})
+        text_as, _ = trained.meant(how["text_as"], scorer.tokenizer)
+        chat = chat_of(scorer.tokenizer, None, how["template_args"]) if text_as == "chat" or scorer.tokenizer.chat_template else None
+        limit = scorer.max_length if "max_length" in how else scorer.context or NO_LIMIT
+        return cls(scorer, Grower(scorer.tokenizer, chat, TreeOptions("completion", text_as, limit, how["too_long"])))
 
     def score(self, prompt: Turns, completions: Sequence[Turns]) -> list[float]:
         """A score for each completion: higher is better, and only differences between answers to one prompt mean something.
@@ -69,8 +75,10 @@ class Scorer:
             completions: answers to it, each a text or turns.
 
         Raises:
-            DataError: an answer is empty or does not fit, or a turn is not as chats are.
+            DataError: an answer is empty or does not fit, a turn is not as chats are, or there is no list of answers.
         """
+        if isinstance(completions, str | Mapping) or not isinstance(completions, Iterable):
+            raise DataError(f"the answers are {clip(completions)}, and must be a list, also where there is but one: [answer]")
         given = [self.tree(prompt, completion) for completion in completions]
         trees: list[PromptTree] = []
         for tree in given:  # a prompt that was cut for one answer may be longer for another
@@ -87,46 +95,69 @@ class Scorer:
         Raises:
             DataError: they cannot be.
         """
-        content: str | Conversation = turns_of(prompt)
-        answer = turns_of(completion)
+        content, answer = turns_of(prompt, "prompt"), turns_of(completion, "answer")
         if not isinstance(content, str) and isinstance(answer, str):
             answer = (Message("assistant", answer),)
         if isinstance(content, str) and not isinstance(answer, str):
             raise DataError("the prompt is text and the answer a chat: give both as text, or the prompt as turns too")
+        try:
+            check_answer(answer, "answer")
+        except RowFault as fault:
+            raise DataError(f"the answer cannot be scored: {fault.detail}") from None
         [grown] = self.grower.grow([Example(content, (Answer(answer, label=True),))])
         if isinstance(grown.tree, RowFault):
             raise DataError(f"the answer cannot be scored: {grown.tree.detail}")
         return grown.tree
 
 
-def score(model: "str | Scorer", prompt: Turns, completions: Sequence[Turns]) -> list[float]:
+def score(model: "str | Path | Scorer", prompt: Turns, completions: Sequence[Turns]) -> list[float]:
     """What `prefopt.score` does."""
-    return (Scorer.load(model) if isinstance(model, str) else model).score(prompt, completions)
+    return (model if isinstance(model, Scorer) else Scorer.load(model)).score(prompt, completions)
 
 
-def turns_of(given: Turns) -> str | Conversation:
-    """Text as it is, turns checked.
+def turns_of(given: Turns, name: str) -> str | Conversation:
+    """Text or turns, checked as those of files are.
+
+    Args:
+        given: either.
+        name: what it is called in messages.
 
     Raises:
-        DataError: a turn has no role or no content.
+        DataError: a turn is none.
     """
-    if isinstance(given, str):
-        return given
     try:
-        return tuple(Message(turn["role"], turn["content"]) for turn in given)
-    except (KeyError, TypeError):
-        raise DataError('a chat is a list of turns, each with "role" and "content"') from None
+        if isinstance(given, str):
+            return text_of(given, name)
+        turns = [given] if isinstance(given, Mapping) or not isinstance(given, Iterable) else given
+        return conversation_of([dict(turn) if isinstance(turn, Mapping) else turn for turn in turns], name)
+    except RowFault as fault:
+        raise DataError(f'{fault.detail}. Give text, or a list of turns, each with "role" and "content".') from None
 
 
-def grower_for(scorer: TreeScorer, trained: Trained) -> Grower:
-    """Makes trees as the model's run did."""
-    config, tokenizer = trained.config, scorer.tokenizer
-    text_as, _ = trained.meant("auto", tokenizer)
-    chat = chat_of(tokenizer, None, trained.template_args) if text_as == "chat" or tokenizer.chat_template else None
-    limits = [limit for limit in (config.get("max_length"), scorer.context) if isinstance(limit, int)]
-    return Grower(tokenizer, chat, TreeOptions("completion", text_as, min(limits, default=2**31 - 1), "cut"))
+def as_trained(trained: Trained, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How weights are held and texts rendered: as was asked, and where nothing was, as in the model's run.
+
+    Args:
+        trained: what is known of the run.
+        given: settings by name, as far as somebody gave them; null is as good as nothing.
+
+    Returns:
+        `load_in_4bit`, `text_as` (`auto` where nobody knows), `template_args`, `too_long`, `max_length` where the run or somebody has
+        said it, and all that was given.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    of_run = {name: trained.config[name] for name in ("max_length", "too_long") if name in trained.config}
+    return {
+        "load_in_4bit": trained.in_4bit,
+        "text_as": trained.text_as or "auto",
+        "template_args": trained.args_for(asked.get("chat_template")),
+        "too_long": "cut",
+        **of_run,
+        **asked,
+    }
 
 
+@explaining_out_of_memory("Lower max_tokens.")
 def score_files(settings: ScoreSettings) -> None:
     """Score the answers of files, say the figures, and write the scores.
 
@@ -138,15 +169,18 @@ def score_files(settings: ScoreSettings) -> None:
     if out is not None and out.exists() and not settings.overwrite:
         raise RunError(f"{out} is there already. Give another file as out, or --overwrite.")
     trained = look_up(settings.adapter or settings.model)
+    how = as_trained(trained, {name: getattr(settings, name) for name in settings.model_fields_set})
     scorer = TreeScorer.load(
         settings.model,
+        max_length=how.get("max_length", settings.max_length),
         adapter=settings.adapter,
         precision=settings.precision,
         device=settings.device,
-        load_in_4bit=trained.in_4bit if settings.load_in_4bit is None else settings.load_in_4bit,
+        load_in_4bit=how["load_in_4bit"],
         trust_remote_code=settings.trust_remote_code,
     )
-    settings = like_training(settings, trained, scorer)
+    text_as, _ = trained.meant(how["text_as"], scorer.tokenizer)
+    settings = settings.model_copy(update={**how, "text_as": text_as, "max_length": scorer.max_length})
     dataset = load(settings.data, settings, scorer.tokenizer, kind=settings.kind)
     for line in [*dataset.summary.lines(), f"reward model: {settings.model}; {scorer.words}"]:
         narrator.say(line)
@@ -157,18 +191,6 @@ def score_files(settings: ScoreSettings) -> None:
         narrator.say(line)
     if out is not None:
         narrator.say(f"scores: {out}")
-
-
-def like_training(settings: ScoreSettings, trained: Trained, scorer: TreeScorer) -> ScoreSettings:
-    """The settings with what the model's run had where nothing else was asked for, and no longer than the model can read."""
-    given = settings.model_fields_set
-    changes = {name: trained.config[name] for name in LIKE_TRAINING if name not in given and name in trained.config}
-    if "text_as" not in given:
-        changes["text_as"], _ = trained.meant("auto", scorer.tokenizer)
-    length = changes.get("max_length", settings.max_length)
-    if scorer.context is not None and length > scorer.context:
-        changes["max_length"] = scorer.context
-    return settings.model_copy(update=changes)
 
 
 def by_tree(trees: Sequence[PromptTree], scores: Sequence[float]) -> Iterator[tuple[PromptTree, list[float]]]:
@@ -183,12 +205,15 @@ def by_tree(trees: Sequence[PromptTree], scores: Sequence[float]) -> Iterator[tu
 def write_rows(out: Path, dataset: Dataset, scores: Sequence[float], tokenizer: PreTrainedTokenizerBase) -> None:
     """One JSON object per prompt: where its row stood, and each answer with its score, in the data's order of preference.
 
+    The file appears whole or not at all. Answers are as a tokenizer decodes them, lone surrogates of broken text included.
+
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; what it held is as it was.
     """
+    draft = draft_of(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="\n") as file:
+        with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for tree, own in by_tree(dataset.trees, scores):
                 answers = [
                     {
@@ -201,7 +226,11 @@ def write_rows(out: Path, dataset: Dataset, scores: Sequence[float], tokenizer: 
                 ]
                 line = {"row": tree.row_id, "prompt": decode(tree.prompt_ids, tokenizer), "answers": answers}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        flush(draft)  # some disks say only now that they are full
+        draft.replace(out)
     except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise RunError(f"cannot write {out}: {error.strerror}. Give another file as out.") from None
 
 

@@ -56,6 +56,10 @@ class Trained:
         beta = self.config.get("beta")
         return float(beta) if isinstance(beta, int | float) else None
 
+    def args_for(self, chat_template: str | None) -> Mapping[str, Any]:
+        """Arguments of the chat template where nobody gives any: those of training, but not for another template, which has its own."""
+        return self.template_args if chat_template is None else {}
+
     def meant(self, given: str, tokenizer: PreTrainedTokenizerBase) -> tuple[TextAs, str]:
         """How prompts that are plain text are to be read, and the reason in words.
 

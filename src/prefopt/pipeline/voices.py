@@ -153,7 +153,7 @@ def open_voices(settings: AnswerSettings, *, with_chats: bool = False) -> Voices
     text_as, because = trained.meant(settings.text_as, speakers[0].tokenizer)
     for_chats = {"system": settings.system, "chat_template": settings.chat_template, "template_args": settings.template_args}
     refuse_unread("chat" if with_chats else text_as, **for_chats)
-    args = settings.template_args or (trained.template_args if settings.chat_template is None else {})
+    args = settings.template_args or trained.args_for(settings.chat_template)
 
     def renderer(speaker: Speaker) -> Renderer:
         return Renderer(

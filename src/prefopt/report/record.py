@@ -162,11 +162,11 @@ class RunRecord:
     def reference_is_start(self) -> bool:
         """Whether the reference is the model as it was before training, and stays it."""
         is_own = self.has_reference and self.settings.get("reference") is None and self.resolved.get("reference") != "data"
-        return is_own and self.reference_follows is None
+        return is_own and self.reference_moves_every is None
 
     @property
-    def reference_follows(self) -> int | None:
-        """Steps after which the reference follows the policy; None where it stays."""
+    def reference_moves_every(self) -> int | None:
+        """Steps after which the reference moves towards the policy; None where it stays."""
         return integer(self.settings.get("sync_reference_every_steps"))
 
     @property
@@ -176,7 +176,7 @@ class RunRecord:
             return "the model before training"
         if not self.has_reference:
             return ""
-        if every := self.reference_follows:
+        if every := self.reference_moves_every:
             return f"the model before training, moved towards the policy every {every} steps"
         named = self.settings.get("reference")
         return base_name(str(named)) if named is not None else "sums of log-probabilities that came with the data"

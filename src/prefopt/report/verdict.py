@@ -206,7 +206,7 @@ def moved_by(record: RunRecord, figures: Mapping[str, Change]) -> str:
     """
     for name, on in (("samples/kl", "on its own answers"), ("kl", "on the data's answers")):
         if name in figures and (kl := figures[name].after) is not None:
-            which = "its reference" if record.reference_follows is None else "its reference, which has followed it"
+            which = "its reference" if record.reference_moves_every is None else "its reference, which has followed it"
             return f"it moved {METRICS[name].show(kl)} nats per answer away from {which} (KL {on})"
     curve = record.metrics.curve("kl")
     _, kl = ends(curve)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from prefopt.data.store import Sizes
 from prefopt.engine.batch import Sharing, cost
+from prefopt.engine.extent import Extent, num_positions
 from prefopt.errors import RunError
 from prefopt.trees import PromptTree
 
@@ -64,16 +65,6 @@ def cut(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing, num_p
     most = max(len(part) for part in plan)
     spare = MicroBatch((min(trees, key=lambda tree: cost(tree, sharing)).with_weight(0.0),), places=())
     return [part + [spare] * (most - len(part)) for part in plan]
-
-
-def num_positions(trees: Sequence[PromptTree], sharing: Sharing) -> int:
-    """Positions that a forward pass over these examples computes, padding included."""
-    if sharing == "flat":
-        return sum(tree.num_tokens for tree in trees)
-    size = Padded(sharing)
-    for tree in trees:
-        size = size.with_tree(tree)
-    return size.num_positions
 
 
 def check_fits(trees: Sequence[PromptTree], *, max_tokens: int, sharing: Sharing) -> None:
@@ -129,43 +120,6 @@ def _fill_rows(trees: Sequence[PromptTree], max_tokens: int, num_processes: int)
         if max(loads)[0] <= max_tokens:
             return rows
         num_rows += max(1, num_rows // 50)
-
-
-@dataclass(frozen=True, slots=True)
-class Padded:
-    """How much a plain or forked batch of some examples computes.
-
-    Attributes:
-        sharing: how it will be packed.
-        num_prompts, num_completions: of its examples.
-        prompt, completion: tokens of the longest one each.
-        longest: tokens of the longest prompt with completion.
-    """
-
-    sharing: Sharing
-    num_prompts: int = 0
-    num_completions: int = 0
-    prompt: int = 0
-    completion: int = 0
-    longest: int = 0
-
-    @property
-    def num_positions(self) -> int:
-        """Padding included."""
-        if self.sharing == "fork":
-            return self.num_prompts * self.prompt + self.num_completions * self.completion
-        return self.num_completions * self.longest
-
-    def with_tree(self, tree: PromptTree) -> "Padded":
-        """The same with one more example."""
-        return Padded(
-            self.sharing,
-            self.num_prompts + 1,
-            self.num_completions + len(tree.completions),
-            max(self.prompt, len(tree.prompt_ids)),
-            max(self.completion, *(len(completion.ids) for completion in tree.completions)),
-            max(self.longest, tree.longest),
-        )
 
 
 MOST_EVENED = 8
@@ -224,7 +178,7 @@ def _cheapest(trees: Sequence[PromptTree], longest_first: Sequence[int], max_tok
     """
     best, begin = [0], [0]
     for end in range(1, len(longest_first) + 1):
-        size, costs = Padded(sharing), []
+        size, costs = Extent(sharing), []
         for start in range(end - 1, -1, -1):
             size = size.with_tree(trees[longest_first[start]])
             if size.num_positions > max_tokens:
@@ -242,12 +196,12 @@ def _cheapest(trees: Sequence[PromptTree], longest_first: Sequence[int], max_tok
 
 def _neighbours(trees: Sequence[PromptTree], longest_first: Sequence[int], max_tokens: int, sharing: Sharing) -> list[list[int]]:
     groups: list[list[int]] = []
-    size = Padded(sharing)
+    size = Extent(sharing)
     for index in longest_first:
         size = size.with_tree(trees[index])
         if not groups or size.num_positions > max_tokens:
             groups.append([])
-            size = Padded(sharing).with_tree(trees[index])
+            size = Extent(sharing).with_tree(trees[index])
         groups[-1].append(index)
     return groups
 

@@ -15,6 +15,7 @@ from prefopt.data.store import JoinedTrees, choose
 from prefopt.errors import DataError
 from prefopt.methods.method import Method
 from prefopt.models.load import LoadedModel
+from prefopt.models.read import context_of
 from prefopt.training.order import DataOrder, Mix
 from prefopt.training.settings import RunSettings
 from prefopt.training.terminal.narrator import Narrator
@@ -48,7 +49,7 @@ class RunData:
 
 def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
     """The settings with `max_length` no longer than what the model was made for: beyond it positions are missing or untrained."""
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(loaded.model.config)
     if not context or context >= settings.max_length:
         return settings
     narrator.say(f"max_length: {context}, as long as the model can read (the settings say {settings.max_length})")

@@ -334,7 +334,7 @@ class Runner:
             num_train=len(self.data.train),
             num_samples=len(self.sampler.prompts) if self.sampler is not None else 0,
             num_steps=self.order.num_steps,
-            reference_is_start=reference_settings(self.settings).reference is None
+            begins_at_reference=reference_settings(self.settings).reference is None
             and not isinstance(self.trainer.reference, DataReference),
             start_difference=self.opening.get("start_difference"),
             before=self.opening.get("before", {}),

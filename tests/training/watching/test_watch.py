@@ -46,7 +46,7 @@ def dpo(*, num_steps: int = 100, more: Mapping[str, Any] = {}, **changes: Any) -
         "num_train": num_steps * 16,
         "num_samples": int(more.get("samples", 0)),
         "num_steps": num_steps,
-        "reference_is_start": True,
+        "begins_at_reference": True,
         "start_difference": 0.0,
         "before": {},
         "data": {"num_held_out": 0, "summary": HELD_OUT["summary"]},
@@ -126,7 +126,7 @@ TWICE = held_out(100, num_train=800)
 
 def other(difference: float, **changes: Any) -> Case:
     """A run whose reference is not the model that it starts from."""
-    return dpo(start_difference=difference, reference_is_start=False, **changes), []
+    return dpo(start_difference=difference, begins_at_reference=False, **changes), []
 
 
 def looked(value: float, name: str, **more: Any) -> Case:
@@ -342,9 +342,9 @@ def test_severity_follows_the_fall():
 
 
 def test_distance_from_another_reference_is_no_drift():
-    run = dpo(start_difference=0.0, reference_is_start=False, more={"reference": "other"})
+    run = dpo(start_difference=0.0, begins_at_reference=False, more={"reference": "other"})
     assert replay(run, steps(30, rewards_chosen=-20.0, kl=300.0)) == []
-    assert [finding.rule for finding in replay(dpo(more={"kl_budget": 10.0}, reference_is_start=False), steps(30, kl=300.0))] == ["kl"]
+    assert [finding.rule for finding in replay(dpo(more={"kl_budget": 10.0}, begins_at_reference=False), steps(30, kl=300.0))] == ["kl"]
 
 
 def test_bounds_are_those_that_they_speak_of():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from prefopt.data.dataset import Dataset, load
 from prefopt.data.kinds import Kind
@@ -22,6 +22,7 @@ from prefopt.machine import prepare_environment
 from prefopt.models.load import Precision, choose_precision, load_model, load_tokenizer, locate
 from prefopt.models.policy import EnginePath, Policy, transformers_logging_at
 from prefopt.models.quantise import num_parameters
+from prefopt.models.read import context_of
 from prefopt.models.settings import ModelSettings
 from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.facts import Count, Facts, Lengths, Model, Spread, Way
@@ -31,6 +32,7 @@ from prefopt.pipeline.plan_settings import PlanSettings
 from prefopt.training.cut import cut, needed_positions
 from prefopt.training.memory.available import available_memory
 from prefopt.training.memory.estimate import size
+from prefopt.training.memory.out_of_memory import is_out_of_memory
 from prefopt.training.memory.skeleton import build
 from prefopt.trees import PromptTree
 
@@ -67,11 +69,12 @@ def ask(settings: AdviseSettings, facts: Facts, name: str) -> Facts:
     data = data_settings(settings, replace(facts, model=model))
     if facts.kind == "prompts":
         return replace(facts, model=replace(model, silent="there are no answers"))
-    dataset = trees_of(data, tokenizer, facts.kind, context)
+    read = within_context(DataSettings.model_validate(data), context)
+    dataset = load(read.data, read, tokenizer, kind=facts.kind)
     model = with_ways(model, settings, METHOD_OF[facts.kind], data, int(needed_positions(Sizes.of(dataset.trees), "flat").max()))
     nats, num_asked, silent = cost_of_good(settings, given, dataset, count)
     model = replace(model, nats=nats, num_asked=num_asked, silent=silent)
-    return replace(facts, model=model, lengths=in_tokens(facts.lengths, dataset))
+    return replace(facts, model=model, lengths=in_tokens(facts.lengths, dataset, read.max_length))
 
 
 def data_settings(settings: AdviseSettings, facts: Facts) -> dict[str, Any]:
@@ -97,15 +100,12 @@ def sizes_of(given: ModelSettings, source: str) -> tuple[int, int | None]:
         raise
     except Exception as error:  # the library lets errors of many kinds through; all mean that there is no config to read
         raise ModelError(f"cannot read the config of {source}: {' '.join(str(error).split())[:300]}") from None
-    return num_parameters(model), getattr(config.get_text_config(), "max_position_embeddings", None)
+    return num_parameters(model), context_of(config)
 
 
-def trees_of(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, kind: Kind, context: int | None) -> Dataset:
-    """The examples in the model's tokens, no longer than it reads."""
-    settings = DataSettings.model_validate(data)
-    if context and context < settings.max_length:
-        settings = settings.model_copy(update={"max_length": context})
-    return load(settings.data, settings, tokenizer, kind=kind)
+def within_context(settings: DataSettings, context: int | None) -> DataSettings:
+    """The settings with examples no longer than the model reads."""
+    return settings.model_copy(update={"max_length": min(settings.max_length, context or settings.max_length)})
 
 
 def with_ways(model: Model, settings: AdviseSettings, method: str, data: Mapping[str, Any], longest: int) -> Model:
@@ -121,9 +121,8 @@ def with_ways(model: Model, settings: AdviseSettings, method: str, data: Mapping
     of_machine = {
         key: getattr(settings, key) for key in ("memory", "device", "gpus", "trust_remote_code") if key in settings.model_fields_set
     }
-    said: list[str] = []
     asked = PlanSettings.model_validate({"method": method, "model": model.name, **of_machine, **data})
-    found = plan(asked, said.append, quick=True)
+    found = plan(asked, lambda line: None, quick=True)
     taken = found.process or CUDA_ITSELF  # a process on a CPU holds something in any case
     ways = []
     for way in found.ways:
@@ -132,8 +131,7 @@ def with_ways(model: Model, settings: AdviseSettings, method: str, data: Mapping
         changes |= {"lora_rank": run.lora_rank} if run.lora_rank and not model.is_adapter else {}
         changes |= {"load_in_4bit": True} if run.load_in_4bit else {}
         ways.append(Way(way.name, way.fit.fits, size(way.fit.estimate.total + taken), changes, way.fit.gpus))
-    room = next((line.removeprefix("memory: ") for line in said if line.startswith("memory: ")), "")
-    return replace(model, ways=tuple(ways), chosen=found.chosen.name if found.chosen else "", room=room)
+    return replace(model, ways=tuple(ways), chosen=found.chosen.name if found.chosen else "", room=f"{size(found.room)} {found.where}")
 
 
 def with_room_for(changes: Mapping[str, Any], longest: int) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def with_room_for(changes: Mapping[str, Any], longest: int) -> dict[str, Any]:
     return {**changes, "max_tokens": max(longest, changes["max_tokens"])} if "max_tokens" in changes else dict(changes)
 
 
-def in_tokens(lengths: Lengths, dataset: Dataset) -> Lengths:
+def in_tokens(lengths: Lengths, dataset: Dataset, limit: int) -> Lengths:
     """The lengths in tokens, and how many examples are too long; which answer is longer stays as the characters say."""
     sizes = Sizes.of(dataset.trees)
     summary = dataset.summary
@@ -159,6 +157,7 @@ def in_tokens(lengths: Lengths, dataset: Dataset) -> Lengths:
         lengths.longer_chosen,
         Count(summary.num_cut + left_out, len(dataset.trees) + left_out),
         round(lengths.together.p99 / max(per_token, 0.1)),
+        limit,
     )
 
 
@@ -186,8 +185,12 @@ def cost_of_good(settings: AdviseSettings, given: ModelSettings, dataset: Datase
         return None, 0, f"of the examples that were drawn none has a good answer within {POSITIONS:,} tokens"
     try:
         return cost_per_token(trees, given, precision, device), len(trees), ""
-    except ModelError as error:  # what its config and tokenizer say is known all the same
-        return None, 0, str(error)
+    except Exception as error:  # what its config and tokenizer say is known all the same
+        if is_out_of_memory(error):
+            return None, 0, "memory ran out"
+        if isinstance(error, ModelError):
+            return None, 0, str(error)
+        raise
 
 
 def cost_per_token(trees: Sequence[PromptTree], given: ModelSettings, precision: Precision, device: torch.device = CPU) -> float:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.settings import DataSettings
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.training.settings import RunSettings
 from prefopt.training.watching.start import ENOUGH_STEPS
@@ -42,12 +41,16 @@ def error_rate(facts: Facts) -> float:
 
 def epochs(facts: Facts) -> float:
     """Passes over few examples, or over enough."""
-    return SEVERAL_EPOCHS if facts.num_examples < FEW else float(default("epochs"))
+    return SEVERAL_EPOCHS if facts.num_per_epoch < FEW else float(default("epochs"))
 
 
 def held_out(facts: Facts) -> float:
-    """Share that is held out; 0 where held-out data is given, or where there is too little."""
-    if facts.has_eval or facts.num_examples < TOO_FEW:
+    """Share that is held out: none beside held-out data that is given; else as was asked; else none where there is too little."""
+    if facts.has_eval:
+        return 0.0
+    if facts.eval_fraction is not None:
+        return facts.eval_fraction
+    if facts.num_examples < TOO_FEW:
         return 0.0
     return HELD_OUT_OF_FEW if facts.num_examples < FEW else HELD_OUT
 
@@ -58,8 +61,8 @@ def evaluated(facts: Facts, **values: Any) -> dict[str, Any]:
 
 
 def trained_on(facts: Facts) -> int:
-    """Examples that are not held out."""
-    return max(1, round(facts.num_examples * (1 - held_out(facts))))
+    """Examples of an epoch: as often as sources are weighted, without what is held out."""
+    return max(1, round(facts.num_per_epoch * (1 - held_out(facts))))
 
 
 def steps_of_default(facts: Facts) -> int:
@@ -88,7 +91,7 @@ def eval_every(facts: Facts) -> int:
 
 def max_length(facts: Facts) -> int:
     """The next power of two that ninety-nine in a hundred examples fit in, as far as the model reads."""
-    wanted = 1 << math.ceil(math.log2(max(facts.lengths.uncut, 2 * DataSettings.model_fields["max_length"].default)))
+    wanted = 1 << math.ceil(math.log2(max(facts.lengths.uncut, 2 * facts.lengths.limit)))
     context = facts.model.context if facts.model is not None else None
     return min(wanted, context) if context else wanted
 

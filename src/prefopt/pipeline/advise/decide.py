@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from prefopt.config import check
@@ -15,8 +16,11 @@ from prefopt.pipeline.stages import plan_stages
 from prefopt.training.assemble import settings_for
 from prefopt.training.settings import RunSettings
 
-CARRIED = ("eval_data", "data_format", "columns", "chat_template", "template_args", "text_as", "max_length", "too_long")
-"""Settings of the data that training needs as they were given."""
+CARRIED = (
+    *("eval_data", "data_format", "columns", "chat_template", "template_args", "text_as", "max_length", "too_long"),
+    *("device", "data_workers", "cache_dir"),
+)
+"""Settings that training needs as they were given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +134,12 @@ def settings_of_method(facts: Facts, chosen: Verdict, method: type[Method]) -> t
 def shared_settings(settings: AdviseSettings, facts: Facts) -> dict[str, Any]:
     """What every run has: epochs, what is held out, and what was given."""
     shared: dict[str, Any] = {"epochs": float(epochs(facts))}
-    if fraction := settings.eval_fraction or held_out(facts):
+    if fraction := held_out(facts):
         shared["eval_fraction"] = fraction
     if fraction or facts.has_eval:
         shared["eval_every_steps"] = eval_every(facts)
-    shared |= {key: getattr(settings, key) for key in CARRIED if key in settings.model_fields_set}
+    given = {key: getattr(settings, key) for key in CARRIED if key in settings.model_fields_set}
+    shared |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     return shared | ({"trust_remote_code": True} if settings.trust_remote_code else {})
 
 

@@ -76,6 +76,7 @@ class Lengths:
         prompt_share: share of all that would be read without sharing that is prompt.
         longer_chosen: pairs whose chosen answer is the longer one, of those that differ in length.
         too_long: examples whose prompt is cut to fit in `max_length`, or that are left out; known in tokens only.
+        limit: that length, as it was given or as far as the model reads; 0: no tokens were counted.
         uncut: tokens that 99 in 100 examples have at most, uncut; told from their characters.
     """
 
@@ -87,6 +88,7 @@ class Lengths:
     longer_chosen: Count = Count()
     too_long: Count = Count()
     uncut: int = 0
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class Facts:
         sources: the files.
         num_rows: of all files.
         num_examples: of `kind`.
+        num_per_epoch: examples that an epoch takes: those of a source with a weight count as often as it says.
         faults: rows that cannot be used, by reason.
         passed: what is right and says nothing in this kind (ties above all), by reason.
         sampled: examples whose text was looked at.
@@ -177,6 +180,7 @@ class Facts:
         agreement: of verdicts on the same answers.
         have: what the user says there is.
         has_eval: held-out data was given.
+        eval_fraction: share to hold out, where one was given, 0 among them; None: nothing was said.
         model: None: none was given.
     """
 
@@ -184,6 +188,7 @@ class Facts:
     sources: tuple[SourceSummary, ...]
     num_rows: int
     num_examples: int
+    num_per_epoch: int
     faults: Mapping[str, int]
     passed: Mapping[str, int]
     sampled: int
@@ -193,9 +198,14 @@ class Facts:
     agreement: Agreement = field(default_factory=Agreement)
     have: tuple[str, ...] = ()
     has_eval: bool = False
+    eval_fraction: float | None = None
     model: Model | None = None
 
     @property
     def num_faults(self) -> int:
         """Rows that cannot be used."""
         return sum(self.faults.values())
+
+    def per_epoch(self, nouns: str) -> str:
+        """Examples of an epoch, in words."""
+        return counted(self.num_per_epoch, nouns) + (" an epoch" if self.num_per_epoch != self.num_examples else "")

@@ -6,7 +6,8 @@ together, however large the file is.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from prefopt.data.examples import Answer, Example
 from prefopt.data.files import Source
 from prefopt.data.kinds import Kind
 from prefopt.data.reading import Read, Reading, readings
-from prefopt.data.recognise import LOOKED_AT, candidates, columns_of, suggested_mapping
+from prefopt.data.recognise import LOOKED_AT, candidates, check_columns, check_mapping, columns_of, mapping_for, rename, suggested_mapping
 from prefopt.data.rows import NOT_FAULTS, Dropped, Row
 from prefopt.data.summary import SourceSummary
 from prefopt.errors import DataError
@@ -45,14 +46,19 @@ class Sample:
     Attributes:
         most: examples that are kept.
         below: digests of prompts that are drawn.
-        kept: digest of the prompt, and the example.
+        num_added, num_kept, num_characters: examples that were drawn, those that are kept, and the characters of these.
+        kept: digest of a prompt -> its examples, each with the number under which it was added.
+        heap: the digests of `kept`, negative, so that the largest is at hand.
         copies: places of examples whose row is the same as an earlier one in every column.
     """
 
     most: int
     below: int = SPACE
+    num_added: int = 0
+    num_kept: int = 0
     num_characters: int = 0
-    kept: list[tuple[int, Example]] = field(default_factory=list)
+    kept: dict[int, list[tuple[int, Example]]] = field(default_factory=dict)
+    heap: list[int] = field(default_factory=list)
     copies: set[str] = field(default_factory=set)
     rows: set[int] = field(default_factory=set)
 
@@ -65,15 +71,29 @@ class Sample:
         if row in self.rows:
             self.copies.add(example.location)
         self.rows.add(row)
-        self.kept.append((prompt, example))
-        self.num_characters += characters(example)
-        while len(self.kept) > self.most or self.num_characters > CHARACTERS_HELD:
-            if len({place for place, _ in self.kept}) == 1:  # one prompt alone has more: its first examples stay
-                self.num_characters -= characters(self.kept.pop()[1])
+        if prompt not in self.kept:
+            heappush(self.heap, -prompt)
+        self.kept.setdefault(prompt, []).append((self.num_added, example))
+        self.num_added += 1
+        self._count(example, 1)
+        while self.num_kept > self.most or self.num_characters > CHARACTERS_HELD:
+            if len(self.kept) == 1:  # one prompt alone has more: its first examples stay
+                ((alone, own),) = self.kept.items()
+                self._count(own.pop()[1], -1)
+                if not own:
+                    del self.kept[alone], self.heap[:]
                 return
-            self.below = max(place for place, _ in self.kept)
-            self.kept = [entry for entry in self.kept if entry[0] < self.below]
-            self.num_characters = sum(characters(example) for _, example in self.kept)
+            self.below = -heappop(self.heap)
+            for _, gone in self.kept.pop(self.below):
+                self._count(gone, -1)
+
+    def _count(self, example: Example, sign: int) -> None:
+        self.num_kept += sign
+        self.num_characters += sign * characters(example)
+
+    def examples(self) -> list[Example]:
+        """What is kept, in the order in which it was added."""
+        return [example for _, example in sorted((entry for own in self.kept.values() for entry in own), key=lambda entry: entry[0])]
 
 
 def digest(text: str) -> int:
@@ -99,6 +119,7 @@ class Stream:
     Attributes:
         sample: examples of the kind that is advised on.
         num_examples: of that kind.
+        num_per_epoch: those, each as often as an epoch takes it.
         faults, passed: rows that cannot be used, and what says nothing in that kind, by reason.
         counts: thumbs, answers per prompt, ties.
         votes: of each row with votes, those for one side.
@@ -107,6 +128,7 @@ class Stream:
 
     sample: Sample
     num_examples: int = 0
+    num_per_epoch: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
     counts: Counts = field(default_factory=Counts)
@@ -115,8 +137,8 @@ class Stream:
     constraints: int = 0
     truths: int = 0
 
-    def take(self, entry: Read | Dropped) -> None:
-        """One more example, or why there is none."""
+    def take(self, entry: Read | Dropped, times: float) -> None:
+        """One more example, of which an epoch takes so many on average, or why there is none."""
         columns = entry.row if isinstance(entry, Dropped) else entry.columns
         # A row of which the votes make a tie gives no pair, and is still one on which people disagree.
         if isinstance(columns, Mapping) and len(votes := sided_votes(columns)) > 1:
@@ -125,6 +147,7 @@ class Stream:
             (self.passed if entry.reason in NOT_FAULTS else self.faults)[entry.reason] += 1
             return
         self.num_examples += 1
+        self.num_per_epoch += times
         self.counts.add(entry.example.answers)
         self.sample.add(entry.example, entry.columns)
         self.tests += content.brings(entry.columns, content.TEST_COLUMNS)
@@ -136,8 +159,8 @@ def look(settings: AdviseSettings) -> Facts:
     """What the data is like; nothing of a model.
 
     Raises:
-        DataError: a source cannot be read or is empty, its format is not recognised, no row can be used, or the sources have no kind of
-            data in common.
+        DataError: a source cannot be read or is empty, its format is not recognised, `columns` names what is not there, or no row can
+            be used.
     """
     opened = [sources.read(place) for place in sources.find(settings.data).places]
     if settings.eval_data:
@@ -147,22 +170,24 @@ def look(settings: AdviseSettings) -> Facts:
     try:
         found = readings(opened, settings, "demonstration")  # every format serves as that, so the first that fits is what it is
     except DataError:
-        if settings.data_format != "auto" or not all(map(holds_prompts, opened)):
+        asked = under_our_names(opened, settings.columns)
+        if settings.data_format != "auto" or not all(map(holds_prompts, asked)):
             raise
-        kind, about = "prompts", [read_prompts(source, stream) for source in opened]
+        kind, about = "prompts", [read_prompts(source, stream) for source in asked]
     else:
         kind, about = read_answers(found, stream)
     num_rows = sum(source.num_rows for source in about)
     if not stream.num_examples:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in (stream.faults + stream.passed).most_common())
         raise DataError(f"none of the {num_rows:,} rows can be used ({reasons}). `prefopt data` names each with its reason.")
-    examples = [example for _, example in stream.sample.kept]
+    examples = stream.sample.examples()
     every = stream.num_examples
     return Facts(
         kind=kind,
         sources=tuple(about),
         num_rows=num_rows,
         num_examples=every,
+        num_per_epoch=max(1, round(stream.num_per_epoch)),
         faults=dict(stream.faults.most_common()),
         passed=dict(stream.passed.most_common()),
         sampled=len(examples),
@@ -173,6 +198,7 @@ def look(settings: AdviseSettings) -> Facts:
         agreement=agreement([example for example in examples if example.location not in stream.sample.copies], stream.votes),
         have=tuple(settings.have),
         has_eval=bool(settings.eval_data),
+        eval_fraction=settings.eval_fraction if "eval_fraction" in settings.model_fields_set else None,
     )
 
 
@@ -189,8 +215,32 @@ def read_answers(found: Sequence[Reading], stream: Stream) -> tuple[Kind, list[S
     for reading in found:
         reading.kind = kind
         for entry in reading:
-            stream.take(entry)
+            stream.take(entry, reading.source.times)
     return kind, [reading.summary() for reading in found]
+
+
+def under_our_names(opened: Sequence[Source], columns: Mapping[str, str]) -> list[Source]:
+    """The sources with their columns under our names.
+
+    Raises:
+        DataError: there is no such field, or no source has such a column.
+    """
+    if not columns:
+        return [*opened]
+    check_mapping(columns)
+    seen = {source.name: columns_of(source.stream()) for source in opened}
+    check_columns(seen, columns)
+    return [renamed(source, mapping_for(seen[source.name], columns)) for source in opened]
+
+
+def renamed(source: Source, mapping: Mapping[str, str]) -> Source:
+    """The source with its columns under other names, as `field: column`."""
+
+    def rows() -> Iterator[Row | Dropped]:
+        for row in source.parse():
+            yield row if isinstance(row, Dropped) else Row(row.location, rename(row.value, mapping))
+
+    return replace(source, parse=rows)
 
 
 def holds_prompts(source: Source) -> bool:
@@ -206,7 +256,7 @@ def read_prompts(source: Source, stream: Stream) -> SourceSummary:
     """The prompts of a source that nobody has answered, each with an empty answer, which nobody looks at."""
     number = 0
     for entry in asked_in(source):
-        stream.take(entry)
+        stream.take(entry, source.times)
         number += 1
     return SourceSummary(source.name, "none", "prompts without answers", "no column holds answers", number, ())
 

@@ -21,14 +21,14 @@ class Agreement:
 
     Attributes:
         agree, couples: couples of verdicts that are the same, and all couples.
-        judged: pairs of answers that have several verdicts.
+        pairs: different pairs of answers, each however often it was judged.
         contradicted: those among them with verdicts both ways.
         votes: votes of a row, on average, which are counted together; 1: rows that judge the same answers, each for itself.
     """
 
     agree: int = 0
     couples: int = 0
-    judged: int = 0
+    pairs: int = 0
     contradicted: int = 0
     votes: float = 1.0
 
@@ -78,8 +78,9 @@ def agreement_of(groups: Iterable[list[int]], *, together: bool) -> Agreement:
         groups: the verdicts of each, as 0 and 1.
         together: whether one verdict is made of each group; else each stands for itself.
     """
-    agree = couples = judged = contradicted = cast = 0
+    agree = couples = pairs = judged = contradicted = cast = 0
     for verdicts in groups:
+        pairs += 1
         number = len(verdicts)
         if number < 2:
             continue
@@ -88,7 +89,7 @@ def agreement_of(groups: Iterable[list[int]], *, together: bool) -> Agreement:
         contradicted += len(set(verdicts)) > 1
         couples += math.comb(number, 2)
         agree += sum(math.comb(same, 2) for same in Counter(verdicts).values())
-    return Agreement(agree, couples, judged, contradicted, cast / judged if together and judged else 1.0)
+    return Agreement(agree, couples, pairs, contradicted, cast / judged if together and judged else 1.0)
 
 
 def verdicts_by_pair(judged: Iterable[tuple[str, str, str]]) -> list[list[int]]:

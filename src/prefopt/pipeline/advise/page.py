@@ -69,8 +69,9 @@ def about(facts: Facts) -> Iterator[tuple[str, str]]:
     """The facts, each with its name."""
     lengths, found = facts.lengths, facts.content
     nouns = "prompts" if facts.kind == "prompts" else PLURAL[facts.kind]
+    taken = f"; an epoch takes {facts.num_per_epoch:,}" if facts.num_per_epoch != facts.num_examples else ""
     sampled = f"; texts are those of {facts.sampled:,} drawn by prompt" if facts.sampled < facts.num_examples else ""
-    yield "examples", f"{counted(facts.num_examples, nouns)}{shape(facts)}{sampled}"
+    yield "examples", f"{counted(facts.num_examples, nouns)}{shape(facts)}{taken}{sampled}"
     if facts.num_faults or facts.passed:
         yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
     if lengths.prompt.p99:
@@ -217,6 +218,19 @@ def yaml_of(decision: Decision) -> str:
         parts += [f"# {line}\n" for line in wrapped(" ".join(why.get(name, "").split()), WIDTH, "")]
         parts.append(to_yaml({name: value}))
     return "".join(parts)
+
+
+def check_place(path: Path) -> None:
+    """Whether a file could be written there.
+
+    Raises:
+        PrefoptError: its folder is not there, or it is a folder itself.
+    """
+    place = path.expanduser()
+    if place.is_dir():
+        raise PrefoptError(f"cannot write {path}: it is a folder. Give a file as --write, for example {path / 'advice.yaml'}.")
+    if not place.parent.is_dir():
+        raise PrefoptError(f"cannot write {path}: there is no folder {path.parent}. Make it, or give another path as --write.")
 
 
 def write(path: Path, decision: Decision) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from prefopt.data.settings import DataSettings
 from prefopt.methods.kto import STILL_BALANCED
 from prefopt.pipeline.advise.choices import FEW, TOO_FEW, default, steps_of_default
 from prefopt.pipeline.advise.facts import Count, Facts, counted
@@ -123,8 +122,8 @@ def is_noise_seen(facts: Facts) -> str:
     found = facts.agreement
     if not is_pairs(facts) or found.of_voters or is_noise_known(facts) or not found.contradicted:
         return ""
-    pairs = Count(found.contradicted, facts.sampled)
-    return f"{pairs:pairs} stand against another with the same answers" if pairs.share >= CONTRADICTED else ""
+    pairs = Count(found.contradicted, found.pairs)
+    return f"{pairs:pairs of answers} have verdicts both ways" if pairs.share >= CONTRADICTED else ""
 
 
 def is_chance(facts: Facts) -> str:
@@ -142,12 +141,16 @@ def are_too_few(facts: Facts) -> str:
 
 def is_few(facts: Facts) -> str:
     """Fewer than {FEW:,} examples."""
-    return f"{counted(facts.num_examples, 'examples')}, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_examples < FEW else ""
+    return f"{facts.per_epoch('examples')}, fewer than {FEW:,}" if facts.kind != "prompts" and facts.num_per_epoch < FEW else ""
 
 
 def are_few_pairs(facts: Facts) -> str:
     """Fewer than {FEW:,} pairs, or rankings."""
-    return f"{is_pairs(facts)}, fewer than {FEW:,}" if is_pairs(facts) and is_few(facts) else ""
+    return (
+        f"{facts.per_epoch('pairs' if facts.kind == 'pair' else 'rankings')}, fewer than {FEW:,}"
+        if is_pairs(facts) and is_few(facts)
+        else ""
+    )
 
 
 def is_longer_better(facts: Facts) -> str:
@@ -221,7 +224,7 @@ def is_short(facts: Facts) -> str:
     steps = steps_of_default(facts)
     if facts.kind == "prompts" or steps >= ENOUGH_STEPS:
         return ""
-    return f"{counted(facts.num_examples, 'examples')} in batches of {default('batch_size')}: {counted(steps, 'steps')}"
+    return f"{facts.per_epoch('examples')} in batches of {default('batch_size')}: {counted(steps, 'steps')}"
 
 
 def is_unbalanced(facts: Facts) -> str:
@@ -247,12 +250,12 @@ def is_raw_for_chats(facts: Facts) -> str:
 
 def is_too_long(facts: Facts) -> str:
     """{DOUBTFUL:.0%} of examples or more are longer than the run would take."""
-    most = DataSettings.model_fields["max_length"].default
+    limit = facts.lengths.limit
     context = facts.model.context if facts.model is not None else None
     found = facts.lengths.too_long
-    if found.share < DOUBTFUL or (context is not None and context <= most):
+    if found.share < DOUBTFUL or (context is not None and context <= limit):
         return ""
-    return f"{found:examples} have more than {most:,} tokens, and one in a hundred about {facts.lengths.uncut:,} or more"
+    return f"{found:examples} have more than {limit:,} tokens, and one in a hundred about {facts.lengths.uncut:,} or more"
 
 
 ABOUT_WEIGHTS: tuple[Sign, ...] = (is_nothing_fitting, is_adapter, is_full_too_large, is_full_fitting)

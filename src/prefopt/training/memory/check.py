@@ -117,7 +117,7 @@ class MemoryCheck:
         """
         if self.settings.gradient_checkpointing != "auto" or self._fits_at_once(micro) or self._fits(micro):
             return None
-        depth = num_layers(self.settings, self.device)
+        depth = num_layers(self.method, self.settings, self.device)
         now, least = self.estimate(micro), self.estimate(micro, gradient_checkpointing="on")
         if least.total > 0.97 * now.total:
             return None

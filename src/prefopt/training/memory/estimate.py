@@ -157,9 +157,9 @@ def forget() -> None:
     forget_steps()
 
 
-def num_layers(settings: RunSettings, device: torch.device) -> int:
-    """Layers of the model."""
-    return _skeleton(settings, device).num_layers
+def num_layers(method: Method, settings: RunSettings, device: torch.device) -> int:
+    """Layers of the model that the method would train."""
+    return _skeleton(settings, device, method.needs.model).num_layers
 
 
 def layers_recomputing(settings: ModelSettings) -> int | None:
@@ -186,7 +186,7 @@ def _model_settings(settings: RunSettings) -> ModelSettings:
     return ModelSettings.model_validate({name: getattr(settings, name) for name in ModelSettings.model_fields})
 
 
-def _skeleton(settings: RunSettings, device: torch.device, kind: ModelKind = "language") -> Skeleton:
+def _skeleton(settings: RunSettings, device: torch.device, kind: ModelKind) -> Skeleton:
     return _known_skeleton(_model_settings(settings).model_dump_json(), precision_of(settings, device), kind)
 
 
@@ -217,7 +217,7 @@ def _reference_bytes(method: Method, settings: RunSettings, device: torch.device
     if not method.needs.reference or reference.reference_cache:
         return 0
     if reference.reference is not None:
-        found = _skeleton(as_reference(settings, reference.reference), device)
+        found = _skeleton(as_reference(settings, reference.reference), device, method.needs.model)
         return found.frozen_bytes + precision_of(settings, device).weights.itemsize * found.num_trained
     if settings.lora_rank and reference.sync_reference_every_steps is None:  # the policy with its new adapter switched off
         return 0

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PreTrainedModel
 
-from prefopt.models.load import Precision, locate, new_adapter, quiet_peft
+from prefopt.models.load import TASKS, Precision, locate, new_adapter, quiet_peft
 from prefopt.models.policy import hold_trained, no_dropout, transformers_logging_at
 from prefopt.models.quantise import kept_in_4bit, packed_bytes, to_be_packed
-from prefopt.models.read import READERS, check_scores
+from prefopt.models.read import READERS, check_scores, is_reward_config, refuse_other_adapter, refuse_other_kind
 from prefopt.models.settings import ModelKind, ModelSettings
 
 
@@ -134,12 +134,18 @@ def _rule_of_thumb(text: Any, num_trained: int, settings: ModelSettings, precisi
 
 
 def build(settings: ModelSettings, precision: Precision, kind: ModelKind = "language") -> tuple[PreTrainedModel, set[int]]:
-    """As `load_model` puts it together, without reading a weight; and the parameters, by `id`, that would be packed into four bits."""
+    """As `load_model` puts it together, without reading a weight; and the parameters, by `id`, that would be packed into four bits.
+
+    Raises:
+        ModelError: the model, or its adapter, is of the other kind.
+        Exception: whatever reading the config of a model and adding an adapter raise.
+    """
     source, adapter_folder = locate(settings.model)
     adapter_folder = settings.adapter or adapter_folder
     with torch.device("meta"), torch.random.fork_rng(devices=[]), transformers_logging_at("ERROR"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
         code = settings.trust_remote_code
+        refuse_other_kind(source, kind, is_reward=is_reward_config({"architectures": config.architectures}), may_begin=True)
         if kind == "reward":
             config.num_labels = 1
         model: PreTrainedModel = READERS[kind].from_config(config, dtype=precision.weights, trust_remote_code=code)
@@ -151,6 +157,7 @@ def build(settings: ModelSettings, precision: Precision, kind: ModelKind = "lang
         if adapter_folder:
             adapter_config = PeftConfig.from_pretrained(adapter_folder)
             adapter_config.inference_mode = False
+            refuse_other_adapter(adapter_folder, kind, found="reward" if adapter_config.task_type == TASKS["reward"] else "language")
             with quiet_peft():
                 get_peft_model(model, adapter_config)
         elif settings.lora_rank:

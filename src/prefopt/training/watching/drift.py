@@ -100,7 +100,7 @@ def _lost_held_out(history: History) -> tuple[float, float, float] | None:
 def _lost_in_training(history: History) -> tuple[float, float, float] | None:
     """The same by the rewards of the newest training steps, which begin at 0 where the reference is the start."""
     run = history.run
-    if not run.has_reference or not run.reference_is_start or run.reference_moves or not run.beta:
+    if not run.has_reference or not run.begins_at_reference or run.reference_moves or not run.beta:
         return None
     chosen, rejected = history.last(WINDOW, "rewards/chosen"), history.last(WINDOW, "rewards/rejected")
     if min(len(chosen), len(rejected)) < MIN_ROWS:
@@ -112,7 +112,7 @@ def _lost_in_training(history: History) -> tuple[float, float, float] | None:
 def kl(history: History) -> Finding | None:
     """The policy is farther from the reference than the budget allows."""
     run = history.run
-    if not run.has_reference or not (run.reference_is_start or run.settings.get("kl_budget")):
+    if not run.has_reference or not (run.begins_at_reference or run.settings.get("kl_budget")):
         return None  # the distance of another model was there before
     measured = _measured_kl(history)
     if measured is None:

@@ -346,7 +346,7 @@ def diverged(history: History) -> Finding | None:
     if step <= WINDOW or not first or len(recent) < WINDOW:
         return None
     began, (now, error) = first[0], mean_and_error(recent)
-    if run.has_reference and run.reference_is_start:  # the first loss is that of margin 0, the same for every pair
+    if run.has_reference and run.begins_at_reference:  # the first loss is that of margin 0, the same for every pair
         is_sure = now - SURE * error > (1 + DIVERGED) * began
     else:
         is_sure = min(recent) > (1 + DIVERGED_NOISY) * began

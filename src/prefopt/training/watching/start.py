@@ -94,7 +94,7 @@ def start_difference(history: History) -> Finding | None:
 def untrained_reference(history: History) -> Finding | None:
     """The model that training starts from, and with it the reference, cannot do the task yet."""
     run = history.run
-    if not run.has_reference or not run.reference_is_start:
+    if not run.has_reference or not run.begins_at_reference:
         return None
     surprise = _surprise(history)
     if surprise is not None and surprise >= UNKNOWN_TEXT:

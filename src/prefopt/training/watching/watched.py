@@ -51,7 +51,7 @@ class WatchedRun:
         num_train: examples.
         num_samples: answers drawn at each evaluation; fewer than were asked for where prompts are the same or too long.
         num_steps: of the whole run.
-        reference_is_start: the reference is the model as it was before training.
+        begins_at_reference: the run begins where its reference is: the reference is, or was when training began, the model itself.
         start_difference: mean |log π − log π_ref| per token before the first step, in nats; None where there is no reference.
         before: figures before training, `eval/...` and `samples/...`; empty where nothing is held out.
         data: the data's part of the summary.
@@ -67,7 +67,7 @@ class WatchedRun:
     num_train: int
     num_samples: int
     num_steps: int
-    reference_is_start: bool
+    begins_at_reference: bool
     start_difference: float | None
     before: Figures
     data: Mapping[str, Any]
@@ -81,7 +81,7 @@ class WatchedRun:
 
     @property
     def reference_moves(self) -> bool:
-        """Whether the reference follows the policy, so that figures of different steps are against different ones."""
+        """Whether the reference moves with the policy, so that figures of different steps are against different ones."""
         return self.settings.get("sync_reference_every_steps") is not None
 
     @property
