@@ -55,7 +55,8 @@ class Contender:
     def completions(self) -> Completions:
         """The shape of data that it reads with its settings."""
         kind = self.kind
-        return kind.needs_with(kind.settings_class(**self.own)).completions
+        of_method = {name: value for name, value in self.own.items() if name in kind.settings_class.model_fields}
+        return kind.needs_with(kind.settings_class(**of_method)).completions
 
     @property
     def scores(self) -> bool:

@@ -22,6 +22,9 @@ COLUMNS, CELL, TALL, BETWEEN, ABOVE, HEAD = 5, 152, 104, 20, 20, 74
 LEFT = 34
 """Room for the words of the axis of rewards."""
 
+APART = 26
+"""Room for the number of a tick, so that none lies over the next."""
+
 KL_TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 Place = Callable[[float], float]
@@ -114,8 +117,15 @@ def reward_axis(entries: Sequence[Entry], start: float, end: float, *, lowest: f
 def kl_axis(entries: Sequence[Entry], start: float, end: float) -> tuple[Place, list[float]]:
     """Where a KL stands, by its root, so that small ones are told apart beside large ones; an estimate below 0 stands at 0."""
     most = max([MOST_KL, *(point["kl"] for entry in entries for point in points(entry))]) * 1.05
-    ticks: list[float] = [tick for tick in KL_TICKS if tick <= most]
-    return lambda value: round(start + (end - start) * math.sqrt(max(value, 0.0) / most), 1), ticks
+
+    def place(value: float) -> float:
+        return round(start + (end - start) * math.sqrt(max(value, 0.0) / most), 1)
+
+    ticks: list[float] = []
+    for tick in KL_TICKS:
+        if tick <= most and (not ticks or place(tick) - place(ticks[-1]) >= APART):
+            ticks.append(tick)
+    return place, ticks
 
 
 def curve(rewards: Sequence[float], kl: Place, reward: Place, most: float = 10.0) -> Iterator[str]:

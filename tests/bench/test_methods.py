@@ -1,7 +1,7 @@
 """The comparison of all methods: what is in it, what is the same for all, how settings are chosen, what is shown."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from prefopt.config import check
 from prefopt.errors import RunError
 from prefopt.methods.table import METHODS
 from prefopt.pipeline.quickstart import Plan
+from prefopt.pipeline.reviews import BLAME, PRAISE
 from prefopt.pipeline.sentiment import Sample
 from prefopt.training.assemble import settings_for
 from prefopt.trees import token_ids
@@ -94,15 +95,15 @@ def sample(text: str, *, ended: bool = True) -> Sample:
     return Sample("The film", token_ids([1]), token_ids([2]), text, ended)
 
 
-GOOD = [sample(" is good."), sample(" is good. I loved it."), sample(" is bad."), sample(" runs for two hours.")]
+GOOD = [sample(f" is {BLAME[0]}."), sample(f" is {PRAISE[0]}."), sample(" runs for two hours."), sample(f" is {PRAISE[0]}. I loved it.")]
 
 
 def test_what_is_no_pair_is_no_ranking():
     assert is_ranking(GOOD)
-    assert not is_ranking([*GOOD[:3], sample(" is bad.", ended=False)])
+    assert not is_ranking([*GOOD[:3], replace(GOOD[3], ended=False)])
     assert not is_ranking([*GOOD[:3], sample(" ")])
     assert not is_ranking([*GOOD[:3], GOOD[0]])
-    assert not is_ranking([*GOOD[:3], sample(" is good. The room was half full.")])  # as favourable as the first
+    assert not is_ranking([*GOOD[:3], sample(" It has four songs.")])  # as favourable as the third
 
 
 def test_rankings_are_sampled_until_there_are_enough_and_ordered_by_reward_with_noise():
