@@ -22,10 +22,11 @@ COLUMNS, CELL, TALL, BETWEEN, ABOVE, HEAD = 5, 152, 104, 20, 20, 74
 LEFT = 34
 """Room for the words of the axis of rewards."""
 
-APART = 26
+APART = 34
 """Room for the number of a tick, so that none lies over the next."""
 
-KL_TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+LEAST_KL = 0.125
+"""Nats; less cannot be told from nothing by a few hundred samples."""
 
 Place = Callable[[float], float]
 
@@ -38,7 +39,7 @@ def rows(entries: Sequence[Entry], worlds: Sequence[Line]) -> str:
     reward, ticks = reward_axis(shown, EDGE + NAMES, EDGE + NAMES + PANEL, lowest=start)
     kl, kl_ticks = kl_axis(shown, EDGE + NAMES + PANEL + GAP, width - EDGE)
     parts = [*heading(EDGE + NAMES, "True reward", "filled: a seed; ring: a trial; dashed: before training")]
-    parts += heading(EDGE + NAMES + PANEL + GAP, "KL", f"nats per review from the SFT model; dashed: {MOST_KL:g}, the most that is chosen")
+    parts += heading(EDGE + NAMES + PANEL + GAP, "KL", f"nats per review from the SFT model; dashed: {MOST_KL:g}, red: above it")
     for axis, values, level in ((reward, ticks, start), (kl, kl_ticks, MOST_KL)):
         for value in values:
             parts.append(line_at(axis(value), TOP, bottom, "grid"))
@@ -63,9 +64,10 @@ def clouds(entries: Sequence[Entry], worlds: Sequence[Line]) -> str:
     reward, ticks = reward_axis(shown, TALL, 0, lowest=mean(rewards))
     behind = [line_at(kl(value), 0, TALL, "grid") for value in kl_ticks]
     behind += [f'<path d="M 0 {reward(value)} H {CELL}" style="stroke:var(--grid)"/>' for value in ticks]
+    behind.append(line_at(kl(MOST_KL), 0, TALL, "axis", "3,3"))
     behind += curve(rewards, kl, reward)
     behind += [dot(kl(p["kl"]), reward(p["true_reward"]), "axis", 1.6) for entry in shown for p in points(entry)]
-    key = "line: the best that can be had; grey: all runs; rings: this one's trials, in the order of what they vary; filled: its seeds"
+    key = f"curve: the best that can be had; grey: all runs; rings: its own trials; filled: its seeds; dashed: {MOST_KL:g} nats, red: above"
     parts = [*heading(EDGE, "True reward by KL", key), f'<defs><g id="all">{"".join(behind)}</g></defs>']
     num_rows = -(-len(shown) // COLUMNS)
     for number, entry in enumerate(shown):
@@ -115,23 +117,25 @@ def reward_axis(entries: Sequence[Entry], start: float, end: float, *, lowest: f
 
 
 def kl_axis(entries: Sequence[Entry], start: float, end: float) -> tuple[Place, list[float]]:
-    """Where a KL stands, by its root, so that small ones are told apart beside large ones; an estimate below 0 stands at 0."""
-    most = max([MOST_KL, *(point["kl"] for entry in entries for point in points(entry))]) * 1.05
+    """Where a KL stands, by its logarithm: methods differ by a hundredfold. What is less than `LEAST_KL` stands at the left end."""
+    shown = [MOST_KL, *(point["kl"] for entry in entries for point in points(entry))]
+    low = math.floor(math.log2(max(min(shown), LEAST_KL)))
+    high = math.log2(1.05 * max(shown))
 
     def place(value: float) -> float:
-        return round(start + (end - start) * math.sqrt(max(value, 0.0) / most), 1)
+        return round(start + (end - start) * max(math.log2(max(value, LEAST_KL)) - low, 0.0) / (high - low), 1)
 
     ticks: list[float] = []
-    for tick in KL_TICKS:
-        if tick <= most and (not ticks or place(tick) - place(ticks[-1]) >= APART):
+    for tick in (2.0**power for power in range(low, math.floor(high) + 1)):
+        if not ticks or place(tick) - place(ticks[-1]) >= APART:
             ticks.append(tick)
     return place, ticks
 
 
-def curve(rewards: Sequence[float], kl: Place, reward: Place, most: float = 10.0) -> Iterator[str]:
+def curve(rewards: Sequence[float], kl: Place, reward: Place, most: float = 12.0) -> Iterator[str]:
     """The best reward at each KL."""
-    steps = [most * (place / 40) ** 2 for place in range(41)]
-    path = " L ".join(f"{kl(step)} {reward(best_at(rewards, step))}" for step in steps if kl(step) <= CELL)
+    steps = [most * (place / 60) ** 3 for place in range(61)]
+    path = " L ".join(f"{kl(step)} {reward(best_at(rewards, step))}" for step in steps if 0 < kl(step) <= CELL)
     yield f'<path d="M {path}" style="stroke:var(--axis);fill:none"/>'
 
 

@@ -40,7 +40,7 @@ from prefopt.trees import Completion, PromptTree
 RANKED = 4
 """Answers of a ranking."""
 
-AT_ONCE = 100
+AT_ONCE = 128
 """Openings whose answers are sampled together, until there are rankings enough."""
 
 SAMPLES_OF_THE_START = 5

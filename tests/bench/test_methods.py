@@ -15,7 +15,7 @@ from bench.methods.book import Book
 from bench.methods.choice import MOST_KL, best_trial, entries
 from bench.methods.contenders import CONTENDERS, FASTER, Contender
 from bench.methods.frontier import best_at, tilted
-from bench.methods.world import World, is_ranking, sample_rankings
+from bench.methods.world import AT_ONCE, World, is_ranking, sample_rankings
 from bench.versus.contestants import UsageError
 from tests.bench.found import LINES, figures, shown, world_line
 
@@ -112,8 +112,10 @@ def test_rankings_are_sampled_until_there_are_enough_and_ordered_by_reward_with_
             assert num_per_prompt == 4
             return [GOOD if place % 2 else [GOOD[0]] * 4 for place, _ in enumerate(openings)]
 
-    rankings, num_asked = sample_rankings(Pretend(), ["The film"], Plan(label_scale=1e6), num=120, seed=0)
-    assert (len(rankings), num_asked) == (120, 300)
+    rankings, num_asked = sample_rankings(
+        Pretend(), ["The film"], Plan(label_scale=1e6), num=120, seed=0
+    )  # half of what is sampled is none
+    assert (len(rankings), num_asked) == (120, 2 * AT_ONCE)
     best_first = [item.text for item in sorted(GOOD, key=lambda item: -item.reward)]
     assert all(row["completions"] == best_first and row["ranks"] == [0, 1, 2, 3] for row in rankings)
     noisy, _ = sample_rankings(Pretend(), ["The film"], Plan(label_scale=0.0), num=400, seed=0)
