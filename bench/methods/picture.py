@@ -39,7 +39,7 @@ def rows(entries: Sequence[Entry], worlds: Sequence[Line]) -> str:
     reward, ticks = reward_axis(shown, EDGE + NAMES, EDGE + NAMES + PANEL, lowest=start)
     kl, kl_ticks = kl_axis(shown, EDGE + NAMES + PANEL + GAP, width - EDGE)
     parts = [*heading(EDGE + NAMES, "True reward", "filled: a seed; ring: a trial; dashed: before training")]
-    parts += heading(EDGE + NAMES + PANEL + GAP, "KL", f"nats per review from the SFT model; dashed: {MOST_KL:g}, red: above it")
+    parts += heading(EDGE + NAMES + PANEL + GAP, "KL", f"nats from the SFT model; dashed: {MOST_KL:g}, red: above")
     for axis, values, level in ((reward, ticks, start), (kl, kl_ticks, MOST_KL)):
         for value in values:
             parts.append(line_at(axis(value), TOP, bottom, "grid"))
