@@ -1,126 +1,194 @@
 """All methods on the quickstart's world.
 
-    python -m bench.methods --out FILE.json [--threads 1]
+    python -m bench.methods --out FILE.jsonl --threads 1
+    python -m bench.methods --out FILE.jsonl --threads 1 --share 1/2 &      two processes side by side, each with half
+    python -m bench.methods --out FILE.jsonl --threads 1 --share 2/2        of the contenders, add to one file
 
 For each seed a world is made once (reviews, a model from nothing, SFT, pairs of its own samples whose labels are drawn through
-Bradley-Terry); then every method trains on the same pairs from the same SFT model, and what it writes about openings that nobody
-has seen is scored by the true reward. A method that reads thumbs gets the pairs as thumbs, SFT the chosen answers; rankings are four
-samples of each of half as many openings, so that they show as many answers.
+Bradley-Terry); then every contender trains from the same SFT model, and what it writes about openings that nobody has seen is scored by
+the true reward. All runs of a seed take as many optimizer steps. A step shows 16 pairs, or their 32 answers as thumbs, or 8 rankings of
+four answers each, which are other samples of the same model under the same filters, as many in all; SFT sees the pairs' chosen
+answers, which are half of them. The table says how many there were.
 
-What a method is run with is tried out first, on a world of its own (seed 100): of the settings in `contenders.py` those with the
-highest true reward at no more than `MOST_KL` nats from the SFT model are kept. What was tried is in the file too. A file that is
-there already is gone on with, so the command can be interrupted.
+What a contender is run with is tried out first, on a world of its own (seed 100000): of its three settings in `contenders.py` the one
+with the highest true reward at no more than `MOST_KL` nats from the SFT model is taken. All trials are in the table and the pictures.
 
-Writes FILE.json, FILE.md (the table) and FILE.svg (the picture).
+A file that is there already is gone on with, so the command can be interrupted; a run that failed is written down, the others go on, and
+the command ends with 1. Writes FILE.jsonl (all figures), FILE.md (the tables), FILE.svg (a row for each contender) and FILE-kl.svg (reward
+and KL of all runs). With --share the last process to end writes them whole.
 """
 
 import argparse
 import json
-import os
-import platform
-from collections.abc import Mapping
-from datetime import date
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import torch
+from bench.methods.book import Book, Line
+from bench.methods.choice import best_trial, entries, run_line, trial_lines
 from bench.methods.contenders import CONTENDERS
-from bench.methods.picture import by_reward, picture
-from bench.methods.world import World
+from bench.methods.picture import clouds, rows
+from bench.methods.tables import page, said
+from bench.methods.world import World, ensure
+from bench.small_hh import said as saying
+from bench.versus.contestants import UsageError
 
-from prefopt.disk import write_whole
+from prefopt.errors import PrefoptError
 from prefopt.machine import keep_freed_memory, prepare_environment
 from prefopt.pipeline.quickstart import Plan
 
-TRIAL_SEED = 100
-MOST_KL = 8.0
-"""Nats. Beyond it the text breaks: the reward goes on rising and means nothing (docs/results.md)."""
+SEEDS = (0, 1000, 2000)
+TRIAL_SEED = 100_000
+
+SIZES = replace(Plan(), dpo_epochs=1.5)
+"""The quickstart's but for a quarter of the steps, so that all of it takes little more than two hours of one core."""
+
+SMALL = Plan(
+    num_reviews=1500, num_held_out=30, num_pairs=96, hidden=64, layers=2, vocabulary=800, sft_learning_rate=1e-2, max_new_tokens=60
+)
+"""Enough to see that everything runs; what comes of it means nothing."""
 
 
-def best_trial(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The highest true reward at no more than `MOST_KL`; where all went further, the one that went least far."""
-    near = [trial for trial in trials if trial["kl"] <= MOST_KL]
-    return max(near, key=lambda trial: trial["true_reward"]) if near else min(trials, key=lambda trial: trial["kl"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="FILE.json; FILE.md and FILE.svg beside it")
-    parser.add_argument("--work", type=Path, default=Path("runs/bench-methods"), help="worlds and runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--threads", type=int, help="of torch; the default is one per core")
-    given = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(words)
     if given.threads:
         torch.set_num_threads(given.threads)
     prepare_environment()
     keep_freed_memory()
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {"trials": {}, "runs": {}, "before": {}}
-    worlds: dict[int, World] = {}
-
-    def world(seed: int) -> World:
-        if seed not in worlds:
-            worlds.clear()  # one at a time is held
-            worlds[seed] = World.make(given.work / str(seed), Plan(), seed)
-            own = worlds[seed]
-            if seed != TRIAL_SEED:
-                found["before"][str(seed)] = own.figures(own.writer)
-        return worlds[seed]
-
-    def done(kind: str, key: str, figures: dict[str, Any]) -> None:
-        found[kind][key] = figures
-        write_whole(given.out, json.dumps(found, indent=1) + "\n")
-        said = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float))
-        print(f"{kind[:-1]} {key}: {said}", flush=True)
-
-    for name in given.only:
-        for number, settings in enumerate(CONTENDERS[name].trials):
-            if (key := f"{name}/{number}") not in found["trials"] and len(CONTENDERS[name].trials) > 1:
-                done("trials", key, {"settings": dict(settings)} | world(TRIAL_SEED).run(name, CONTENDERS[name], settings))
-    for seed in given.seeds:
-        for name in given.only:
-            if (key := f"{name}/{seed}") not in found["runs"]:
-                tried = [trial for other, trial in found["trials"].items() if other.split("/")[0] == name]
-                settings = best_trial(tried)["settings"] if tried else CONTENDERS[name].trials[0]
-                done("runs", key, {"settings": dict(settings)} | world(seed).run(name, CONTENDERS[name], settings))
-    given.out.with_suffix(".md").write_text(table(found), encoding="utf-8")
-    given.out.with_suffix(".svg").write_text(picture(found), encoding="utf-8")
+    bench = Bench(given)
+    bench.make_worlds()
+    try:
+        bench.go()
+    finally:
+        bench.write()
+    if bench.failed():
+        sys.exit("some runs failed: the end of the table has the reasons. The same command tries them again.")
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """All methods, as Markdown: means over the seeds with the spread between them (standard deviation)."""
-    where = f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, torch {torch.__version__}"
-    lines = [
-        f"{where}; `python -m bench.methods`",
-        "",
-        "| method | settings | true reward | KL, nats | accuracy | tokens | ended | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-        line("(SFT)", "", list(found["before"].values())),
-    ]
-    for name, own in by_reward(found["runs"]).items():
-        settings = ", ".join(
-            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in own[0]["settings"].items()
+def parser() -> argparse.ArgumentParser:
+    """All flags."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, help="FILE.jsonl; the tables and pictures beside it")
+    made.add_argument("--work", type=Path, default=Path("runs/bench-methods"), help="worlds")
+    made.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="a thousand apart, so that no two share a draw")
+    made.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    made.add_argument("--share", default="1/1", help="I/N: of the contenders every N-th, from the I-th on")
+    made.add_argument("--threads", type=int, help="of torch; the default is one per core")
+    made.add_argument("--small", action="store_true", help="a tiny world, to see that everything runs; its figures mean nothing")
+    return made
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """The place and the number of parts of `I/N`, the place counted from 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UsageError(f"--share {text}: must be I/N with I from 1 to N, for example 1/2")
+    return int(part) - 1, int(parts)
+
+
+class Bench:
+    """This process's part of the comparison.
+
+    Args:
+        given: the flags.
+
+    Raises:
+        UsageError: they do not go together, or the file is of worlds of other sizes.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        if any(abs(one - other) < 1000 for one in (*given.seeds, TRIAL_SEED) for other in (*given.seeds, TRIAL_SEED) if one != other):
+            raise UsageError(
+                f"--seeds must be a thousand apart, from {TRIAL_SEED} too, which is the trials': a world takes what follows its seed"
+            )
+        self.part, self.parts = share_of(given.share)
+        self.given, self.plan, self.book = given, SMALL if given.small else SIZES, Book(given.out)
+        self.mine = {name: CONTENDERS[name] for name in given.only[self.part :: self.parts]}
+        self.world: World | None = None
+        self.is_warm = False
+        self.left = len(self.mine) * (3 + len(given.seeds))
+        if any(line["plan"] != asdict(self.plan) for line in self.book.lines() if line["kind"] == "world"):
+            raise UsageError(f"{given.out} is of worlds of other sizes. Give another file as --out.")
+
+    def make_worlds(self) -> None:
+        """All of them before the first run, each process beginning with another, so that none waits long."""
+        seeds = [TRIAL_SEED, *self.given.seeds]
+        first = len(seeds) * self.part // self.parts
+        for seed in (*seeds[first:], *seeds[:first]):
+            line = {"kind": "world"} | ensure(self.folder(seed), self.plan, seed)
+            if self.book.find(line) is None:
+                self.book.add(line)
+
+    def folder(self, seed: int) -> Path:
+        """Of a world."""
+        folder: Path = self.given.work / f"world-{seed}"
+        return folder
+
+    def world_of(self, seed: int) -> World:
+        """The world; one at a time is held."""
+        if self.world is None or self.world.seed != seed:
+            self.world = World.of(self.folder(seed), self.plan, seed)
+        return self.world
+
+    def go(self) -> None:
+        """Trials, then the runs of each seed."""
+        for name, own in self.mine.items():
+            for line in trial_lines(name, own, TRIAL_SEED):
+                self.done(line)
+        for seed in self.given.seeds:
+            for name, own in self.mine.items():
+                tried = [found for line in trial_lines(name, own, TRIAL_SEED) if (found := self.book.find(line))]
+                if tried:
+                    self.done(run_line(name, own, seed, best_trial(tried, own)["settings"]))
+
+    def done(self, line: Line) -> None:
+        """Run it, unless it has been, and write down what came of it."""
+        self.left -= 1
+        if self.book.find(line) is not None:
+            return
+        world = self.world_of(line["seed"])
+        if not self.is_warm:  # what a process loads and prepares once is paid by none of the runs that count
+            world.run(CONTENDERS["dpo"], CONTENDERS["dpo"].trials()[0], num_steps=1)
+            self.is_warm = True
+        began = time.perf_counter()
+        try:
+            found = world.run(CONTENDERS[line["name"]], line["settings"])
+        except PrefoptError as error:
+            found = {"failed": str(error)}
+        self.book.add(line | found)
+        took = time.perf_counter() - began
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if isinstance(value, float))
+        what = f"{line['kind']} {line['name']} ({said(line['settings'])}), seed {line['seed']}"
+        print(f"{what}: {found.get('failed') or figures}; {self.left} left, about {self.left * took / 60:.0f} min", flush=True)
+
+    def failed(self) -> list[Line]:
+        """What failed and has not been run since, of the whole file."""
+        return [line for line in self.book.lines() if "failed" in line and self.book.find(line) is None]
+
+    def write(self) -> None:
+        """Tables and pictures of the whole file."""
+        lines = self.book.lines()
+        found = entries(lines, CONTENDERS, self.given.seeds)
+        if not found:
+            return
+        worlds = [line for line in lines if line["kind"] == "world"]
+        title = (
+            f"**A tiny world, to see that everything runs; the figures mean nothing** ({json.dumps(asdict(self.plan))})."
+            if self.given.small
+            else ""
         )
-        lines.append(line(name, settings, own))
-    return "\n".join(lines) + "\n"
-
-
-def line(name: str, settings: str, runs: list[dict[str, Any]]) -> str:
-    """A row of the table."""
-
-    def cell(key: str, form: str) -> str:
-        values = [each[key] for each in runs if key in each]
-        if not values:
-            return ""
-        return format(mean(values), form) + (f" ± {format(stdev(values), form)}" if len(values) > 1 else "")
-
-    cells = [cell(key, form) for key, form in COLUMNS.items()]
-    return f"| {name} | {settings} | " + " | ".join(cells) + " |"
-
-
-COLUMNS = {"true_reward": ".3f", "kl": ".2f", "accuracy": ".2f", "tokens": ".0f", "ended": ".2f", "seconds": ".0f"}
+        out = self.given.out
+        out.with_suffix(".md").write_text(page(found, worlds, self.failed(), self.given.seeds, title=title), encoding="utf-8")
+        out.with_suffix(".svg").write_text(rows(found, worlds), encoding="utf-8")
+        out.with_name(f"{out.stem}-kl.svg").write_text(clouds(found, worlds), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    saying(main)
