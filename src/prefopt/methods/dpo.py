@@ -20,13 +20,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
-
 from prefopt.methods.maths import in_float32, log_sigmoid
-from prefopt.methods.method import DefaultRates, Needs, Setting
-from prefopt.methods.options import FDivergence, LabelSmoothing, LengthDesensitised, SFTWeight
+from prefopt.methods.method import DefaultRates, Needs
+from prefopt.methods.options import FDivergence, LabelSmoothing, LengthDesensitised, PlackettLuce, SFTWeight
 from prefopt.methods.pair_method import BetaSettings, PairMethod, PairSettings
-from prefopt.methods.ranked import plackett_luce_loss
+from prefopt.methods.ranked import order_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,20 +33,11 @@ if TYPE_CHECKING:
     from prefopt.methods.method import State
     from prefopt.methods.pairs import Pairs
 
-ABOUT_PAIRS = ("all_pairs", "label_smoothing", "wpo")
-"""Settings that say something about the two answers of a pair, or read rankings another way; of ld_alpha `PairSettings` says it."""
 
-
-class DPOSettings(PairSettings, LengthDesensitised, FDivergence, SFTWeight, LabelSmoothing, BetaSettings):
+class DPOSettings(PairSettings, PlackettLuce, LengthDesensitised, FDivergence, SFTWeight, LabelSmoothing, BetaSettings):
     """Settings of DPO."""
 
-    plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")
-
-    @model_validator(mode="after")
-    def _an_order_is_no_pair(self) -> DPOSettings:
-        if self.plackett_luce and (given := [name for name in ABOUT_PAIRS if getattr(self, name)]):
-            raise ValueError(f"plackett_luce reads whole rankings, and {given[0]} is about pairs: leave one of them out")
-        return self
+    about_pairs = ("all_pairs", "label_smoothing", "wpo")  # of ld_alpha `PairSettings` says it, for all_pairs too
 
 
 @in_float32
@@ -102,7 +91,4 @@ class DPO(PairMethod):
         """The loss of each example: of its pairs, or of its order."""
         if not self.settings.plackett_luce:
             return super().own_losses(pairs, batch, state)
-        rewards_BK, exists_BK = batch.by_tree(self.settings.beta * pairs.log_ratios())
-        ranks_BK, _ = batch.by_tree(batch.ranks())
-        # Where all answers share a rank there is no order, and the unit counts none.
-        return plackett_luce_loss(rewards_BK, ranks_BK, exists_BK) * (pairs.comparisons.num_B > 0)
+        return order_losses(self.settings.beta * pairs.log_ratios(), pairs.comparisons, batch)

@@ -8,7 +8,7 @@ Shapes: P comparisons, C completions, N scored tokens.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -61,6 +61,29 @@ class LengthDesensitised(MethodSettings):
         le=1,
         help="Weight of the tokens past the length of the pair's shorter answer, in policy and reference (LD-DPO). Left out: they count.",
     )
+
+
+class AllPairs(MethodSettings):
+    """Rankings, read as their pairs."""
+
+    all_pairs: bool = Setting(
+        False, help="Learn from rankings: all pairs of each prompt's answers, every answer run once; a prompt counts as one example."
+    )
+
+
+class PlackettLuce(MethodSettings):
+    """Rankings, read whole (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3)."""
+
+    plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")
+
+    about_pairs: ClassVar[tuple[str, ...]] = ()
+    """Settings of the method that say something about the two answers of a pair, or read rankings another way."""
+
+    @model_validator(mode="after")
+    def _an_order_is_no_pair(self) -> PlackettLuce:
+        if self.plackett_luce and (given := [name for name in self.about_pairs if getattr(self, name)]):
+            raise ValueError(f"plackett_luce reads whole rankings, and {given[0]} is about pairs: leave one of them out")
+        return self
 
 
 class FDivergence(MethodSettings):

@@ -18,7 +18,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from prefopt.config import describe, nearest, printable, shown
 from prefopt.methods.comparisons import Comparisons, best_of, has_order
 from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Setting, State, Term
-from prefopt.methods.options import WPO, FDivergence, LengthDesensitised, SFTWeight, is_number
+from prefopt.methods.options import WPO, AllPairs, FDivergence, LengthDesensitised, SFTWeight, is_number
 from prefopt.methods.pairs import Pairs, pair_metrics
 from prefopt.methods.sft import sft_loss
 from prefopt.trees import PromptTree
@@ -36,12 +36,9 @@ OF_THE_WHOLE = ("mix", "all_pairs")
 """Settings that a loss which is mixed in takes from the method that it is mixed into."""
 
 
-class PairSettings(WPO):
+class PairSettings(AllPairs, WPO):
     """Settings of every method on pairs."""
 
-    all_pairs: bool = Setting(
-        False, help="Learn from rankings: all pairs of each prompt's answers, every answer run once; a prompt counts as one example."
-    )
     mix: dict[str, Any] = Setting(
         {},
         help="Other losses on pairs to add, by weight: ipo=0.5 sft=0.1. In a file also with settings of their own: {ipo: {weight: 0.5, "

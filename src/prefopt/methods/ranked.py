@@ -12,6 +12,9 @@ from prefopt.methods.maths import in_float32
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prefopt.engine.batch import TreeBatch
+    from prefopt.methods.comparisons import Comparisons
+
 
 @in_float32
 def plackett_luce_loss(rewards_BK: Tensor, ranks_BK: Tensor, exists_BK: Tensor) -> Tensor:
@@ -43,3 +46,19 @@ def plackett_luce_loss(rewards_BK: Tensor, ranks_BK: Tensor, exists_BK: Tensor) 
     remain_BKK = remain_BKK | eye(ranks_BK.shape[1], dtype=exists_BK.dtype, device=exists_BK.device)
     log_sums_BK = rewards_BK[:, None, :].expand(remain_BKK.shape).masked_fill(~remain_BKK, float("-inf")).logsumexp(-1)
     return (log_sums_BK - rewards_BK).masked_fill(~exists_BK, 0.0).sum(1)
+
+
+def order_losses(rewards_C: Tensor, compared: Comparisons, batch: TreeBatch) -> Tensor:
+    """`plackett_luce_loss` of each tree's order.
+
+    Args:
+        rewards_C: of the completions, float32.
+        compared: pairs of different rank; where a tree has none, all its completions share a rank.
+        batch: their ranks.
+
+    Returns:
+        Tensor of shape [B]; 0 where there is no order, which the unit counts as none.
+    """
+    rewards_BK, exists_BK = batch.by_tree(rewards_C)
+    ranks_BK, _ = batch.by_tree(batch.ranks())
+    return plackett_luce_loss(rewards_BK, ranks_BK, exists_BK) * (compared.num_B > 0)

@@ -30,15 +30,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
-
 from prefopt.errors import DataError
 from prefopt.methods.comparisons import Comparisons, pairs_of
 from prefopt.methods.maths import in_float32, log_sigmoid
-from prefopt.methods.method import DefaultRates, LossOutput, Method, MethodSettings, Needs, Setting, State, Term
-from prefopt.methods.options import LabelSmoothing
+from prefopt.methods.method import DefaultRates, LossOutput, Method, Needs, Setting, State, Term
+from prefopt.methods.options import AllPairs, LabelSmoothing, PlackettLuce
 from prefopt.methods.pair_method import one_per_ranking
-from prefopt.methods.ranked import plackett_luce_loss
+from prefopt.methods.ranked import order_losses
 from prefopt.trees import PromptTree
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
     from prefopt.engine.logps import ReferenceLogps, TokenLogps
 
 
-class RewardSettings(LabelSmoothing, MethodSettings):
+class RewardSettings(LabelSmoothing, AllPairs, PlackettLuce):
     """Settings of the reward model."""
 
     margin_from_scores: bool = Setting(
@@ -57,18 +55,8 @@ class RewardSettings(LabelSmoothing, MethodSettings):
     center_weight: float = Setting(
         0.0, ge=0, help="Weight of the squared sum of a prompt's scores, which keeps them near 0; 0.01 is usual."
     )
-    all_pairs: bool = Setting(
-        False, help="Learn from rankings: all pairs of each prompt's answers, every answer run once; a prompt counts as one example."
-    )
-    plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")
 
-    @model_validator(mode="after")
-    def _an_order_is_no_pair(self) -> RewardSettings:
-        if self.plackett_luce:
-            given = [name for name in ("all_pairs", "label_smoothing", "margin_from_scores") if getattr(self, name)]
-            if given:
-                raise ValueError(f"plackett_luce reads whole rankings, and {given[0]} is about pairs: leave one of them out")
-        return self
+    about_pairs = ("all_pairs", "label_smoothing", "margin_from_scores")
 
 
 @in_float32
@@ -159,9 +147,7 @@ class Reward(Method):
     def _losses(self, scores_C: Tensor, compared: Comparisons, batch: TreeBatch) -> Tensor:
         """The loss of each prompt, [B]."""
         if self.settings.plackett_luce:
-            table_BK, exists_BK = batch.by_tree(scores_C)
-            ranks_BK, _ = batch.by_tree(batch.ranks())
-            return plackett_luce_loss(table_BK, ranks_BK, exists_BK) * (compared.num_B > 0)
+            return order_losses(scores_C, compared, batch)
         better_P, worse_P = compared.sides(scores_C)
         margin_P: Tensor | float = 0.0
         if self.settings.margin_from_scores:
