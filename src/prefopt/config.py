@@ -39,21 +39,33 @@ MOST_VALUES = 100_000
 """Values that a YAML text may come to once its aliases are written out: a config holds hundreds, a malicious one billions."""
 
 
-def Setting(default: Any, *, help: str, **constraints: Any) -> Any:  # noqa: N802 (reads as a field's type)
+def Setting(default: Any, *, help: str, reads: str = "", **constraints: Any) -> Any:  # noqa: N802 (reads as a field's type)
     """A field of a `Settings` class.
 
     Args:
         default: its value when nothing is given, or `REQUIRED`.
         help: what it does, in a sentence; shown by `--help` and in the docs.
+        reads: of a switch, the kind of data that a method reads while it is on, in the place of its own.
         constraints: what pydantic's `Field` takes: gt, ge, lt, le, min_length, ...
     """
-    return Field(default, description=help, **constraints)
+    return Field(default, description=help, json_schema_extra={"reads": reads} if reads else None, **constraints)
+
+
+def readings(kind: type[BaseModel]) -> dict[str, Any]:
+    """The switches with which a method reads another kind of data, each with that kind (`Setting`)."""
+    extras = {name: field.json_schema_extra for name, field in kind.model_fields.items()}
+    return {name: extra["reads"] for name, extra in extras.items() if isinstance(extra, dict) and "reads" in extra}
 
 
 class Settings(BaseModel):
     """Base of all groups of settings: frozen; unknown keys fail, and so does what would be taken for something else."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def hint(cls, name: str) -> str:
+        """What to say of a name that is no setting here, as the end of a sentence."""
+        return nearest(name, cls.model_fields)
 
     @model_validator(mode="before")
     @classmethod
@@ -178,7 +190,7 @@ def describe(detail: ErrorDetails, kind: type[Settings], spelled: Mapping[str, s
         return f"{spelled.get(name, name)}: a name must be text (given: {shown(detail['input'])})"
     path = ".".join(printable(part) for part in [spelled.get(name, name), *inner])
     if detail["type"] == "extra_forbidden":
-        return f"{path}: no such setting{nearest(name, kind.model_fields)}"
+        return f"{path}: no such setting{kind.hint(name)}"
     if detail["type"] == "missing":
         field = kind.model_fields.get(name)
         return f"{path}: is required, and was not given" + (f" ({field.description})" if field else "")

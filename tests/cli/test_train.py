@@ -9,7 +9,9 @@ import pytest
 
 import prefopt
 from prefopt.cli import main
+from prefopt.config import check
 from prefopt.errors import ConfigError
+from prefopt.training.assemble import method_named, settings_for
 from prefopt.training.settings import RunSettings
 
 REQUIRED = ["--model", "m", "--data", "a.jsonl", "--out", "o"]
@@ -117,7 +119,15 @@ def test_all_mistakes_come_at_once_each_as_it_was_written(trained: list[Any], tm
 
 
 def test_a_setting_of_another_method_is_no_setting(capsys: pytest.CaptureFixture[str]):
-    assert "--beta: no such flag" in refused(capsys, "train", "sft", *REQUIRED, "--beta", "0.1")
+    assert "--beta: no such flag (a setting of dpo, ipo, " in refused(capsys, "train", "sft", *REQUIRED, "--beta", "0.1")
+    said = refused(capsys, "train", "ipo", *REQUIRED, "--ld-alpha", "0.1")
+    assert "--ld-alpha: no such flag (a setting of dpo, robust, hinge, exo, discopop)" in said
+    with pytest.raises(ConfigError, match=r"  penalty: no such setting \(a setting of dpop\)"):
+        check(settings_for(method_named("dpo")), {"model": "m", "data": "d", "out": "o", "penalty": 3})
+
+
+def test_a_method_of_another_name_says_what_it_is_here(capsys: pytest.CaptureFixture[str]):
+    assert "cDPO: is called dpo with label_smoothing here" in refused(capsys, "train", "cDPO", *REQUIRED)
 
 
 def test_settings_at_odds_are_refused(capsys: pytest.CaptureFixture[str]):

@@ -98,6 +98,7 @@ CASES = {
     "kto on pairs": Case("kto", {"beta": 0.3}),
     "orpo": Case("orpo", {"odds_weight": 0.5}),
     "orpo of the answer": Case("orpo", {"odds_weight": 0.5, "likelihood_of": "chosen"}),
+    "orpo of means": Case("orpo", {"odds_weight": 0.5, "sft_reduction": "mean"}),
     "simpo": Case("simpo", {"label_smoothing": 0.1}),
     "cpo": Case("cpo", {"beta": 0.3}),
     "cpo of the paper": Case("cpo", {"beta": 0.3, "sft_reduction": "sum"}),

@@ -54,6 +54,12 @@ REFUSED = {
     "nothing to learn": ("kto", {"desirable_weight": 0, "undesirable_weight": 0}, "nothing to learn"),
     "thumbs and pairs": ("bco", {"unpaired": True, "wpo": True}, "wpo is about pairs, and unpaired reads single answers"),
     "no such loss": ("dpo", {"mix": {"ipoo": 1}}, r"mix: ipoo is no loss on pairs \(did you mean ipo\?\); there are dpo, ipo, "),
+    "a setting in one word": (
+        "dpo",
+        {"mix": "ipo=0.5,beta=0.3"},
+        r"beta is a setting and no loss: .* in a file, as {ipo: {weight: 0.5, beta:",
+    ),
+    "pairs of thumbs": ("bco", {"unpaired": True, "pairs_of_ranks": "best"}, "unpaired reads no pairs: leave one of them out"),
     "a loss on thumbs": ("dpo", {"mix": {"kto": 1}}, "kto is no loss on pairs"),
     "no weight": ("dpo", {"mix": {"ipo": "much"}}, "the weight of ipo must be a number, 0 or more"),
     "a negative weight": ("dpo", {"mix": {"ipo": -1}}, "the weight of ipo must be a number, 0 or more"),
@@ -176,6 +182,16 @@ def test_orpo_s_likelihood_is_of_prompts_too_unless_told_otherwise(make_model):
     answers = [type(tree)(tree.prompt_ids, tree.completions[:1]) for tree in trees]
     for of, given in (("prompt-and-chosen", whole), ("chosen", answers)):
         assert trainer(make_model, case.method()).evaluate(given, {}).figures["loss"] == pytest.approx(losses[of])
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "mean", "sum"])
+@pytest.mark.parametrize("of", ["prompt-and-chosen", "chosen"])
+def test_orpo_s_likelihood_is_averaged_as_told(of: str, reduction: str):
+    case = Case("orpo", {"odds_weight": 0.0, "likelihood_of": of, "sft_reduction": reduction})
+    trees = list(case.method().arrange(pairs(7), seed=0))
+    texts = [[*POLICY.prompt(tree), *POLICY.tokens(tree, tree.completions[0])] for tree in trees]
+    expected = oracles.likelihood(texts, [tree.weight for tree in trees], reduction)
+    assert found(case, trees).loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_wpo_weighs_pairs_by_the_policy(make_model):

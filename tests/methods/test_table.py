@@ -8,8 +8,8 @@ import pytest
 
 from prefopt.methods.method import Method
 from prefopt.methods.pair_method import PairMethod, PairSettings
-from prefopt.methods.table import METHODS, MethodRow
-from prefopt.training.assemble import settings_for
+from prefopt.methods.table import ALSO_CALLED, METHODS, MethodRow
+from prefopt.training.assemble import method_named, settings_for
 
 ROWS = pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
 
@@ -64,6 +64,13 @@ def test_names_are_those_of_the_command_line():
         row.name for row in METHODS
     }
     assert {"sppo", "apo-zero", "apo-down", "discopop"} <= {row.name for row in METHODS}
+
+
+def test_other_names_are_those_of_settings_and_methods_that_there_are():
+    for name, here in ALSO_CALLED.items():
+        method, _, setting = here.partition(" with ")
+        assert name not in {row.name for row in METHODS}
+        assert not setting or setting in settings_for(method_named(method)).model_fields
 
 
 def test_loading_methods_leaves_torch_alone():

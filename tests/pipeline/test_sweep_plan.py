@@ -153,8 +153,6 @@ def test_every_setting_is_swept_or_refused_with_a_reason(method: str):
         "sync_reference_weight",
         "kl_budget",
         "pairs_of_ranks",
-        "all_pairs",
-        "plackett_luce",
     }
     assert {name for name in NOT_SWEPT if name not in fields} <= of_some
     swept = {name for name, info in fields.items() if name not in NOT_SWEPT and not takes_several(info)}

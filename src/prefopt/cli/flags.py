@@ -34,11 +34,13 @@ class Panel:
         title: stands above them.
         fields: name -> definition.
         defaults: name -> what the help says in place of the definition's default.
+        hint: says of a name that none of them has where it is known, as the end of a sentence; empty where it is not.
     """
 
     title: str
     fields: Mapping[str, FieldInfo]
     defaults: Mapping[str, str] = field(default_factory=dict)
+    hint: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ def parse(words: Sequence[str], panels: Sequence[Panel], *, positional: str | No
         except ValueError as error:
             mistakes[name] = str(error)
     for flag in unknown:
-        mistakes[flag] = f"no such flag{nearest(flag.lstrip('-').replace('-', '_'), fields, flag_of)}"
+        name = flag.lstrip("-").replace("-", "_")
+        hints = [hint for panel in panels if name not in fields and panel.hint and (hint := panel.hint(name))]
+        mistakes[flag] = f"no such flag{hints[0] if hints else nearest(name, fields, flag_of)}"
     if alone and not positional:
         # In quotes where it would be taken for nothing, or for the setting of that name.
         words_alone = " ".join(alone)

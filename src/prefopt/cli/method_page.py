@@ -9,18 +9,19 @@ from pydantic.fields import FieldInfo
 
 from prefopt.cli.train_method import own_panel
 from prefopt.cli.words import default_of, type_of
-from prefopt.methods.method import Completions, Method
+from prefopt.config import readings
+from prefopt.methods.method import Method
 from prefopt.methods.pair_method import PairMethod
 from prefopt.methods.table import METHODS, MethodRow
 
-LEARNS_FROM: Mapping[Completions, str] = {
+LEARNS_FROM: Mapping[str, str] = {
     "demonstration": "demonstrations",
     "pair": "pairs",
     "thumbs": "thumbs",
     "ranked": "rankings",
 }
 
-DATA: Mapping[Completions, str] = {
+DATA: Mapping[str, str] = {
     "demonstration": "demonstrations: a prompt and the answer to learn",
     "pair": "pairs: a prompt, the chosen answer and the rejected one",
     "thumbs": "thumbs: a prompt and an answer with a thumb up or down; pairs serve too",
@@ -61,10 +62,7 @@ def page_of(row: MethodRow, *, in_docs: bool = True) -> str:
 def facts(method: type[Method]) -> str:
     """What it needs and what it begins with, as a list."""
     kinds = [DATA[method.needs.completions]]
-    fields = method.settings_class.model_fields
-    for setting, kind in (("all_pairs", "ranked"), ("plackett_luce", "ranked"), ("unpaired", "thumbs")):
-        if setting in fields:
-            kinds.append(f"with `{setting}` {DATA[kind]}")  # type: ignore[index]  # mypy takes the pairs' second words for any str
+    kinds += [f"with `{setting}` {DATA[kind]}" for setting, kind in readings(method.settings_class).items()]
     rates = f"{method.rates.full:g}, for an adapter {method.rates.adapter:g}; more for a model below 1e9 parameters"
     lines = [
         f"- **Command**: `prefopt train {method.name}`",
@@ -87,7 +85,8 @@ def facts(method: type[Method]) -> str:
 def learns_from(method: type[Method]) -> str:
     """The shapes of data that it reads, in a word or two; rankings aside, which every method on pairs can read."""
     words = LEARNS_FROM[method.needs.completions]
-    return f"{words} or thumbs" if "unpaired" in method.settings_class.model_fields else words
+    others = {LEARNS_FROM[kind] for kind in readings(method.settings_class).values() if kind != "ranked"}
+    return " or ".join([words, *sorted(others)])
 
 
 def index_page() -> str:

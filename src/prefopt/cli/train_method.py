@@ -16,7 +16,7 @@ from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.methods.table import METHODS
 from prefopt.models.settings import ModelSettings
-from prefopt.training.assemble import groups_for, method_named, settings_for
+from prefopt.training.assemble import groups_for, method_named, of_others, settings_for
 from prefopt.training.record.again import Again, is_manifest, read_config
 from prefopt.training.settings import RunSettings
 
@@ -45,7 +45,9 @@ def own_panel(method: type[Method]) -> Panel:
     first = sorted(own.model_fields, key=lambda name: (name != "beta", name not in own.__annotations__))
     fields = {name: own.model_fields[name] for name in first}
     return Panel(
-        method.name.upper(), fields | {name: info for group in groups_for(method.needs) for name, info in group.model_fields.items()}
+        method.name.upper(),
+        fields | {name: info for group in groups_for(method.needs) for name, info in group.model_fields.items()},
+        hint=of_others,
     )
 
 

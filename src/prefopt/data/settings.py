@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, printable, shown
+from prefopt.config import NOT_UNICODE, REQUIRED, Setting, Settings, is_unicode, printable, readings, shown
 from prefopt.data.given import as_text
 from prefopt.data.kinds import PairsOfRanks
 
@@ -92,9 +92,11 @@ class PairSettings(Settings):
 
     @model_validator(mode="after")
     def _whole_rankings_come_to_no_pairs(self) -> "PairSettings":
-        whole = [name for name in ("all_pairs", "plackett_luce") if getattr(self, name, False)]  # of methods that have them
-        if self.pairs_of_ranks != "all" and whole:
-            raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {whole[0]} reads it whole: leave one of them out")
+        switched = [(name, kind) for name, kind in readings(type(self)).items() if getattr(self, name)]  # of methods that have such
+        if self.pairs_of_ranks != "all" and switched:
+            [(name, kind), *_] = switched
+            how = "reads it whole" if kind == "ranked" else "reads no pairs"
+            raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {name} {how}: leave one of them out")
         return self
 
 

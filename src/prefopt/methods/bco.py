@@ -19,7 +19,6 @@ Shapes: B pairs, or completions with a thumb, in the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import model_validator
@@ -49,7 +48,7 @@ SEEN = ("up_reward", "up_weight", "down_reward", "down_weight")
 class BCOSettings(PairSettings, SFTWeight, BetaSettings):
     """Settings of BCO."""
 
-    unpaired: bool = Setting(False, help="Learn from single answers with a thumb up or down, in place of pairs.")
+    unpaired: bool = Setting(False, help="Learn from single answers with a thumb up or down, in place of pairs.", reads="thumbs")
     shift_decay: float = Setting(
         1.0, gt=0, le=1, help="What a step's rewards still count for in the shift after the next step: 1 is the mean of all, 0.99 follows."
     )
@@ -121,12 +120,6 @@ class BCO(PairMethod):
     usual = {"beta": (0.01, 0.5)}
 
     settings: BCOSettings
-
-    @classmethod
-    def needs_with(cls, settings: BCOSettings) -> Needs:
-        """With `unpaired` thumbs."""
-        needs = super().needs_with(settings)
-        return replace(needs, completions="thumbs") if settings.unpaired else needs
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """One tree per answer, where each has its thumb."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefopt.methods.maths import in_float32, log_sigmoid
+from prefopt.methods.maths import in_float32, smoothed_log_sigmoid
 from prefopt.methods.method import DefaultRates, Needs, Setting
 from prefopt.methods.options import LabelSmoothing, SFTWeight
 from prefopt.methods.pair_method import PairMethod, PairSettings
@@ -59,7 +59,7 @@ def cpo_loss(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, label_smoothi
         tensor([0.6931])
     """
     margin_B = beta * (chosen_B - rejected_B)
-    return -(1 - label_smoothing) * log_sigmoid(margin_B) - label_smoothing * log_sigmoid(-margin_B)
+    return -smoothed_log_sigmoid(margin_B, label_smoothing)
 
 
 class CPO(PairMethod):

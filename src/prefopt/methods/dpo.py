@@ -17,10 +17,9 @@ Shapes: B pairs in the batch.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prefopt.methods.maths import in_float32, log_sigmoid
+from prefopt.methods.maths import in_float32, smoothed_log_sigmoid
 from prefopt.methods.method import DefaultRates, Needs
 from prefopt.methods.options import FDivergence, LabelSmoothing, LengthDesensitised, PlackettLuce, SFTWeight
 from prefopt.methods.pair_method import BetaSettings, PairMethod, PairSettings
@@ -62,7 +61,7 @@ def dpo_loss(
         tensor([0.6931])
     """
     margin_B = beta * ((chosen_B - ref_chosen_B) - (rejected_B - ref_rejected_B))
-    return -(1 - label_smoothing) * log_sigmoid(margin_B) - label_smoothing * log_sigmoid(-margin_B)
+    return -smoothed_log_sigmoid(margin_B, label_smoothing)
 
 
 class DPO(PairMethod):
@@ -76,12 +75,6 @@ class DPO(PairMethod):
     usual = {"beta": (0.01, 0.5)}
 
     settings: DPOSettings
-
-    @classmethod
-    def needs_with(cls, settings: DPOSettings) -> Needs:
-        """With `plackett_luce` rankings."""
-        needs = super().needs_with(settings)
-        return replace(needs, completions="ranked") if settings.plackett_luce else needs
 
     def pair_losses(self, pairs: Pairs, state: State) -> Tensor:
         """`dpo_loss` of each pair."""

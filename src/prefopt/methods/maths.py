@@ -44,6 +44,11 @@ def log_sigmoid(x: Tensor) -> Tensor:
     return logsigmoid(x)
 
 
+def smoothed_log_sigmoid(margin: Tensor, label_smoothing: float) -> Tensor:
+    """(1−ε)·log σ(m) + ε·log σ(−m): the log-likelihood of an order that is taken to be wrong with probability ε (Mitchell 2023)."""
+    return (1 - label_smoothing) * log_sigmoid(margin) + label_smoothing * log_sigmoid(-margin)
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """σ(x) = 1 / (1 + e^−x)."""
     return x.sigmoid()

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from prefopt.config import Setting, Settings
+from prefopt.config import Setting, Settings, readings
 from prefopt.models.settings import ModelKind
 from prefopt.trees import PromptTree
 
@@ -161,7 +161,8 @@ class Method(ABC):
 
         Whether it has a reference is the same for all settings: it decides which settings there are.
         """
-        return cls.needs
+        switched = [kind for name, kind in readings(type(settings)).items() if getattr(settings, name)]
+        return replace(cls.needs, completions=switched[0]) if switched else cls.needs
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """The trees as the run reads them; the draw depends on the seed alone.

@@ -67,14 +67,18 @@ class AllPairs(MethodSettings):
     """Rankings, read as their pairs."""
 
     all_pairs: bool = Setting(
-        False, help="Learn from rankings: all pairs of each prompt's answers, every answer run once; a prompt counts as one example."
+        False,
+        help="Learn from rankings: all pairs of each prompt's answers, every answer run once; a prompt counts as one example.",
+        reads="ranked",
     )
 
 
 class PlackettLuce(MethodSettings):
     """Rankings, read whole (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3)."""
 
-    plackett_luce: bool = Setting(False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.")
+    plackett_luce: bool = Setting(
+        False, help="Learn from rankings: the likelihood of each prompt's whole order, every answer run once.", reads="ranked"
+    )
 
     about_pairs: ClassVar[tuple[str, ...]] = ()
     """Settings of the method that say something about the two answers of a pair, or read rankings another way."""

@@ -10,8 +10,9 @@ When to use it: a base model, pairs, and no stage of SFT before; memory for one 
 What to watch: `loss` is mostly likelihood; `rewards/accuracy` and `rewards/margin` (λ·ℓ̄) say what was learned of the preference. The
 learning rate is that of SFT, not of DPO.
 Deviations from the paper: its equation has the likelihood of the chosen answer, its code that of prompt and answer, as here and in
-TRL; `likelihood_of: chosen` leaves the prompt out, as in LLaMA-Factory. The likelihood is per token over the optimizer batch, as in its
-code; the expectation of its equation would give every pair the same weight, however long.
+TRL; `likelihood_of: chosen` leaves the prompt out. The likelihood is per token over the optimizer batch, as in its code; with
+`sft_reduction: mean` every pair weighs the same, however long, as the expectation of its equation can be read. Both together are
+LLaMA-Factory's.
 
 Shapes: B pairs in the batch.
 """
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from prefopt.methods.arranged import ArrangedTrees, with_scored_prompt
 from prefopt.methods.maths import in_float32, log_odds, log_sigmoid
 from prefopt.methods.method import DefaultRates, Needs, Setting
+from prefopt.methods.options import Reduction
 from prefopt.methods.pair_method import PairMethod, PairSettings
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class ORPOSettings(PairSettings):
     has_reference = False
 
     odds_weight: float = Setting(0.1, ge=0, help="Weight of the odds ratio beside the likelihood (the paper's lambda, TRL's beta).")
+    sft_reduction: Reduction = Setting(
+        "tokens",
+        help="The likelihood's mean: tokens, over all tokens of a step, as its code and TRL have it; over its pairs mean, of their "
+        "means per token (LLaMA-Factory, with likelihood_of chosen), or sum, of their sums.",
+    )
     likelihood_of: Literal["prompt-and-chosen", "chosen"] = Setting("prompt-and-chosen", help="Whose tokens the likelihood is of.")
 
 
@@ -89,14 +96,14 @@ class ORPO(PairMethod):
         return 1.0
 
     @property
-    def likelihood_unit(self) -> str:
-        """Which tokens the likelihood is averaged over."""
-        return "prompt_tokens" if self.settings.likelihood_of == "prompt-and-chosen" else "tokens"
+    def learns_prompt(self) -> bool:
+        """As the authors' code does."""
+        return self.settings.likelihood_of == "prompt-and-chosen"
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """With scored prompts, where the likelihood is of these too."""
         trees = super().arrange(trees, seed=seed)
-        return ArrangedTrees(trees, with_scored_prompt) if self.likelihood_unit == "prompt_tokens" else trees
+        return ArrangedTrees(trees, with_scored_prompt) if self.learns_prompt else trees
 
     def pair_losses(self, pairs: Pairs, state: State) -> Tensor:
         """`orpo_loss` of each pair, by its weight."""

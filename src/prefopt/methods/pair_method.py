@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from prefopt.config import describe, nearest, printable, shown
+from prefopt.config import describe, nearest, printable, readings, shown
 from prefopt.methods.comparisons import Comparisons, best_of, has_order
 from prefopt.methods.method import LossOutput, Method, MethodSettings, Needs, Setting, State, Term
-from prefopt.methods.options import WPO, AllPairs, FDivergence, LengthDesensitised, SFTWeight, is_number
+from prefopt.methods.options import WPO, AllPairs, FDivergence, LengthDesensitised, Reduction, SFTWeight, is_number
 from prefopt.methods.pairs import Pairs, pair_metrics
 from prefopt.methods.sft import sft_loss
 from prefopt.trees import PromptTree
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 LIKELIHOOD = "sft"
 """What a mix calls the negative log-likelihood of the chosen answers."""
-
-OF_THE_WHOLE = ("mix", "all_pairs")
-"""Settings that a loss which is mixed in takes from the method that it is mixed into."""
 
 
 class PairSettings(AllPairs, WPO):
@@ -74,8 +71,8 @@ class PairSettings(AllPairs, WPO):
 
     @model_validator(mode="after")
     def _rankings_have_no_shorter_answer(self) -> PairSettings:
-        for ranked in ("all_pairs", "plackett_luce"):
-            if not getattr(self, ranked, False):
+        for ranked, kind in readings(type(self)).items():
+            if kind != "ranked" or not getattr(self, ranked):
                 continue
             about = f"is about the two answers of a pair, and {ranked} reads rankings: leave one of them out"
             if getattr(self, "ld_alpha", None) is not None:
@@ -127,8 +124,13 @@ def parts_of(mix: Mapping[str, Any]) -> list[tuple[float, PairMethod | None]]:
         known = pair_methods()
         if name not in known:
             names = [*known, LIKELIHOOD]
+            if any(name in method.settings_class.model_fields for method in known.values()):
+                raise ValueError(
+                    f"{name} is a setting and no loss: a loss with settings of its own is written in a file, as {{ipo: {{weight: 0.5, "
+                    f"{name}: ...}}}}"
+                )
             raise ValueError(f"{printable(name)} is no loss on pairs{nearest(str(name), names)}; there are {', '.join(names)}")
-        if taken := [setting for setting in (*OF_THE_WHOLE, "plackett_luce", "unpaired") if setting in own]:
+        if taken := [setting for setting in ("mix", *readings(known[name].settings_class)) if setting in own]:
             raise ValueError(f"{taken[0]} is set for the whole mix, not for {name} in it")
         kind = known[name].settings_class
         try:
@@ -170,8 +172,8 @@ class PairMethod(Method):
 
     @classmethod
     def needs_with(cls, settings: Any) -> Needs:
-        """With `all_pairs` rankings, with `wpo` the policy's Σ π²."""
-        needs = replace(cls.needs, completions="ranked") if settings.all_pairs else cls.needs
+        """With `wpo` the policy's Σ π² too."""
+        needs = super().needs_with(settings)
         return replace(needs, outputs=needs.outputs | {"log_sum_squares"}) if settings.wpo else needs
 
     @property
@@ -190,9 +192,9 @@ class PairMethod(Method):
         return self.settings.sft_weight if isinstance(self.settings, SFTWeight) else 0.0
 
     @property
-    def likelihood_unit(self) -> str:
-        """The unit that it is averaged over."""
-        return "tokens" if not isinstance(self.settings, SFTWeight) or self.settings.sft_reduction == "tokens" else "pairs"
+    def learns_prompt(self) -> bool:
+        """Whether it is the likelihood of the prompts too."""
+        return False
 
     @abstractmethod
     def pair_losses(self, pairs: Pairs, state: State) -> Tensor:
@@ -264,22 +266,26 @@ class PairMethod(Method):
             pairs = replace(pairs, f_divergence=settings.f_divergence, f_alpha=settings.f_alpha)
         yield Term(self.own_losses(pairs, batch, state), unit="pairs")
         if self.likelihood_weight:
-            per_token = isinstance(settings, SFTWeight) and settings.sft_reduction == "mean"
-            yield likelihood(compared, policy, self.likelihood_weight, unit=self.likelihood_unit, per_token=per_token)
+            yield likelihood(compared, policy, self.likelihood_weight, reduction=settings.sft_reduction, learns_prompt=self.learns_prompt)
 
 
-def likelihood(compared: Comparisons, policy: TokenLogps, weight: float, *, unit: str = "tokens", per_token: bool = False) -> Term:
-    """The negative log-likelihood of the chosen answers, each summed over its tokens; of a ranking without an order 0.
+def likelihood(
+    compared: Comparisons, policy: TokenLogps, weight: float, *, reduction: Reduction = "tokens", learns_prompt: bool = False
+) -> Term:
+    """The negative log-likelihood of the chosen answers; of a ranking without an order 0.
 
     Args:
         compared, policy: as a loss reads them.
         weight: of the term.
-        unit: what it is averaged over; with `prompt_tokens` the prompts' likelihood is added.
-        per_token: each answer's mean over its tokens in the place of its sum.
+        reduction: how it is averaged.
+        learns_prompt: the prompts' likelihood is added.
     """
-    logps_B = compared.best(policy.mean() if per_token else policy.sum())
-    losses_B = sft_loss(logps_B + policy.prompt_sum() if unit == "prompt_tokens" else logps_B)
-    return Term(losses_B * (compared.num_B > 0), unit=unit, weight=weight)
+    logps_B, lengths_B = compared.best(policy.sum()), compared.best(policy.lengths_C)
+    if learns_prompt:
+        logps_B, lengths_B = logps_B + policy.prompt_sum(), lengths_B + policy.prompt_lengths_B
+    losses_B = sft_loss(logps_B / lengths_B.clamp(min=1) if reduction == "mean" else logps_B)
+    tokens = "prompt_tokens" if learns_prompt else "tokens"
+    return Term(losses_B * (compared.num_B > 0), unit=tokens if reduction == "tokens" else "pairs", weight=weight)
 
 
 def _under(name: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -27,12 +27,11 @@ Shapes: B prompts, P comparisons (P = B for pairs), C completions, K completions
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefopt.errors import DataError
 from prefopt.methods.comparisons import Comparisons, pairs_of
-from prefopt.methods.maths import in_float32, log_sigmoid
+from prefopt.methods.maths import in_float32, smoothed_log_sigmoid
 from prefopt.methods.method import DefaultRates, LossOutput, Method, Needs, Setting, State, Term
 from prefopt.methods.options import AllPairs, LabelSmoothing, PlackettLuce
 from prefopt.methods.pair_method import one_per_ranking
@@ -76,8 +75,7 @@ def reward_loss(chosen_B: Tensor, rejected_B: Tensor, *, margin_B: Tensor | floa
         >>> reward_loss(torch.tensor([1.5]), torch.tensor([0.5]), margin_B=torch.tensor([1.0]))
         tensor([0.6931])
     """
-    difference_B = chosen_B - rejected_B - margin_B
-    return -(1 - label_smoothing) * log_sigmoid(difference_B) - label_smoothing * log_sigmoid(-difference_B)
+    return -smoothed_log_sigmoid(chosen_B - rejected_B - margin_B, label_smoothing)
 
 
 @in_float32
@@ -110,11 +108,6 @@ class Reward(Method):
     usual = {"center_weight": (0.0, 0.1)}
 
     settings: RewardSettings
-
-    @classmethod
-    def needs_with(cls, settings: RewardSettings) -> Needs:
-        """With `all_pairs` or `plackett_luce` rankings."""
-        return replace(cls.needs, completions="ranked") if settings.all_pairs or settings.plackett_luce else cls.needs
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """As they are; with `margin_from_scores` every answer must bring a score.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from prefopt.methods.maths import in_float32, log_sigmoid
+from prefopt.methods.maths import in_float32, smoothed_log_sigmoid
 from prefopt.methods.method import DefaultRates, Needs, Setting
 from prefopt.methods.options import LabelSmoothing, SFTWeight
 from prefopt.methods.pair_method import PairMethod, PairSettings
@@ -79,7 +79,7 @@ def simpo_loss(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, gamma: floa
         tensor([0.6931])
     """
     margin_B = beta * (chosen_B - rejected_B) - gamma
-    return -(1 - label_smoothing) * log_sigmoid(margin_B) - label_smoothing * log_sigmoid(-margin_B)
+    return -smoothed_log_sigmoid(margin_B, label_smoothing)
 
 
 class SimPO(PairMethod):

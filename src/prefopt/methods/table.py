@@ -29,6 +29,19 @@ class MethodRow:
         return method
 
 
+ALSO_CALLED = {
+    "cdpo": "dpo with label_smoothing",
+    "f-dpo": "dpo with f_divergence",
+    "ld-dpo": "dpo with ld_alpha",
+    "plackett-luce": "dpo with plackett_luce",
+    "rm": "reward",
+    "rpo": "dpo with sft_weight",
+    "slic": "hinge",
+    "tr-dpo": "dpo with sync_reference_every_steps",
+    "wpo": "dpo with wpo",
+}
+"""What papers and other tools call a method of its own and is an option here, or has another name."""
+
 METHODS: tuple[MethodRow, ...] = (
     MethodRow("sft", "Supervised fine-tuning: learn to give the answers of the data.", "prefopt.methods.sft", "SFT"),
     MethodRow("dpo", "Direct Preference Optimization: prefer the chosen answer to the rejected one.", "prefopt.methods.dpo", "DPO"),

@@ -12,7 +12,7 @@ from prefopt.config import Settings, nearest, printable
 from prefopt.data.settings import ConversationSettings, PairSettings
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method, MethodSettings, Needs
-from prefopt.methods.table import METHODS
+from prefopt.methods.table import ALSO_CALLED, METHODS
 from prefopt.models.settings import ReferenceSettings
 from prefopt.training.settings import RunSettings
 
@@ -27,6 +27,8 @@ def method_named(name: str) -> type[Method]:
         if row.name == name:
             return row.load()
     names = [row.name for row in METHODS]
+    if known := ALSO_CALLED.get(name.lower().replace("_", "-") if isinstance(name, str) else ""):
+        raise ConfigError(f"{name}: is called {known} here. Methods: {', '.join(names)}.")
     raise ConfigError(f"{printable(name)}: no such method{nearest(name, names)}. Methods: {', '.join(names)}.")
 
 
@@ -47,6 +49,21 @@ def reference_settings(settings: RunSettings) -> ReferenceSettings:
 def as_reference(settings: RunSettings, name: str) -> RunSettings:
     """The settings by which another model is loaded as the reference."""
     return settings.model_copy(update={"model": name, "adapter": None, "lora_rank": 0, "gradient_checkpointing": "off"})
+
+
+def of_others(name: str) -> str:
+    """' (a setting of …)' where runs of some methods have such a setting, else nothing."""
+    having = [row.name for row in METHODS if name in settings_for(row.load()).model_fields]
+    return f" (a setting of {', '.join(having)})" if having else ""
+
+
+class _OfOneMethod(Settings):
+    """Says of a setting that other methods have which these are."""
+
+    @classmethod
+    def hint(cls, name: str) -> str:
+        """As of all settings, otherwise."""
+        return of_others(name) or super().hint(name)
 
 
 @cache
@@ -70,7 +87,7 @@ def settings_for(method: type[Method]) -> type[RunSettings]:
     taken = {name for group in shared for name in group.model_fields}
     if clash := sorted(own.model_fields.keys() & taken):
         raise TypeError(f"{method.__name__} has settings that every run has: {', '.join(clash)}. Give them other names.")
-    bases: Any = (RunSettings, *groups, own)
+    bases: Any = (_OfOneMethod, RunSettings, *groups, own)
     combined: type[RunSettings] = create_model(
         f"{method.__name__}RunSettings", __base__=bases, __doc__=f"Settings of a run of {method.name}."
     )

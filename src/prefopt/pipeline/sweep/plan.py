@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from prefopt.config import REQUIRED, Setting, Settings, describe, nearest, printable, report, shown
+from prefopt.config import REQUIRED, Setting, Settings, describe, nearest, printable, readings, report, shown
 from prefopt.errors import ConfigError
 from prefopt.methods.method import Method
 from prefopt.report.text import setting
@@ -34,7 +34,6 @@ NOT_SWEPT: Mapping[str, str] = {
     **dict.fromkeys(("resume", "overwrite", "cache_dir", "data_workers", "memory_check", "trust_remote_code"), _OF_THE_SWEEP),
     **dict.fromkeys(("data", "eval_data", "eval_fraction", "data_format", "columns", "on_bad_row"), _OF_THE_DATA),
     **dict.fromkeys(("chat_template", "template_args", "text_as", "max_length", "too_long", "score", "pairs_of_ranks"), _OF_THE_DATA),
-    **dict.fromkeys(("all_pairs", "plackett_luce"), _OF_THE_DATA),  # an example is a ranking, or a pair of one
     **dict.fromkeys(("model", "adapter", "reference", "sync_reference_every_steps", "sync_reference_weight"), _OF_THE_START),
     **dict.fromkeys(("load_in_4bit", "precision"), f"decides how the start and its reference are held and computed, {_APART}"),
     **dict.fromkeys(("samples", "sample_tokens", "kl_budget", "report", "report_to"), _OF_THE_NOTES),
@@ -184,8 +183,8 @@ def _unfit(name: str, given: Any, kind: type[RunSettings], values: Mapping[str, 
     """Why a setting cannot be swept over these values, as the end of a sentence; empty where it can."""
     if name not in kind.model_fields:
         return f"no such setting{nearest(name, (other for other in kind.model_fields if other not in NOT_SWEPT))}"
-    if name in NOT_SWEPT:
-        return f"cannot be swept: it {NOT_SWEPT[name]}"
+    if reason := _OF_THE_DATA if name in readings(kind) else NOT_SWEPT.get(name):
+        return f"cannot be swept: it {reason}"
     if takes_several(kind.model_fields[name]):
         return "cannot be swept: it takes several values in one run. Make a run for each with prefopt train"
     if name == "seed" and not values.get("eval_data"):
