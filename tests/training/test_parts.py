@@ -71,7 +71,7 @@ def test_losses_and_gradients_are_those_of_the_tokens_that_count(make_model, tre
     parameters = list(model.parameters())
 
     def losses(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sft = sft_loss(values[0::2].float()).sum() / num_chosen
+        sft = sft_loss(values[0::2]).sum() / num_chosen
         return sft, dpo_loss(values[0::2], values[1::2], reference[0::2], reference[1::2], beta=0.1).mean()
 
     of_engine = [(loss, torch.autograd.grad(loss, parameters, retain_graph=True)) for loss in losses(sums)]
@@ -81,8 +81,8 @@ def test_losses_and_gradients_are_those_of_the_tokens_that_count(make_model, tre
     torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-6)
     assert (whole - expected)[0::2].max() < -1  # the masked parts would weigh in
     for (loss, gradients), (own, all_of_it) in zip(of_engine, zip(losses(expected), losses(whole), strict=True), strict=True):
-        assert float(loss) == pytest.approx(float(own), rel=1e-6)
-        assert abs(float(loss) - float(all_of_it)) > 1e-3
+        assert loss.item() == pytest.approx(own.item(), rel=1e-6)
+        assert abs(loss.item() - all_of_it.item()) > 1e-3
         for gradient, by_rule in zip(gradients, torch.autograd.grad(own, parameters, retain_graph=True), strict=True):
             torch.testing.assert_close(gradient, by_rule, rtol=1e-4, atol=1e-6)
 
