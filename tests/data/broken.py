@@ -84,23 +84,25 @@ answers = st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=2, unique=True
 
 
 def turn(role: str, content: str, style: str) -> dict[str, Any]:
-    """A turn as role/content, as ShareGPT's from/value, or with its content in parts."""
+    """A turn as role/content, as ShareGPT's from/value, or with its content in parts, of which one may not be learned."""
     if style == "sharegpt":
         return {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": content}
-    return {"role": role, "content": [{"type": "text", "text": content}] if style == "parts" else content}
+    parts = [{"text": "So: ", "train": False}] if style == "marked" else []
+    return {"role": role, "content": content if style == "plain" else [*parts, {"type": "text", "text": content}]}
 
 
 @st.composite
 def good_rows(draw: st.DrawFn, name: str) -> dict[str, Any]:
     """A row of the format of that name that nothing is wrong with."""
     question, (chosen, rejected) = draw(questions), draw(answers)
-    style = draw(st.sampled_from(["plain", "parts"]))
+    style = draw(st.sampled_from(["plain", "parts", "marked"]))
+    in_parts = [{"text": "So: ", "weight": 0}, {"text": chosen, "weight": 1}] if style == "marked" else chosen
     ask, best, worst = turn("user", question, style), turn("assistant", chosen, style), turn("assistant", rejected, style)
     before = [turn("user", "first", style), turn("assistant", "second", style)] if draw(st.booleans()) else []
     shared = [turn("system", "Be brief.", style), *before] if draw(st.booleans()) else before
     shaped: dict[str, dict[str, Any]] = {
         "hh": {key: f"\n\nHuman: {question}\n\nAssistant: {answer}" for key, answer in (("chosen", chosen), ("rejected", rejected))},
-        "text_pair": {"prompt": question, "chosen": chosen, "rejected": rejected},
+        "text_pair": {"prompt": question, "chosen": in_parts, "rejected": rejected},
         "chat_pair": {"prompt": [*shared, ask], "chosen": [best], "rejected": worst},
         "conversation_pair": {"chosen": [*shared, ask, best], "rejected": [*shared, ask, worst]},
         "sharegpt_pair": {
@@ -111,7 +113,8 @@ def good_rows(draw: st.DrawFn, name: str) -> dict[str, Any]:
         "instruction_pair": {"instruction": question, "input": draw(st.sampled_from(["", "tea"])), "chosen": chosen, "rejected": rejected},
         "messages": {"messages": [*shared, ask, best]},
         "sharegpt": {"conversations": [turn("user", question, "sharegpt"), turn("assistant", chosen, "sharegpt")]},
-        "text_completion": {"prompt": question, "completion": chosen},
+        "text_completion": {"prompt": question, "completion": in_parts},
+        "segments": {"segments": [{"text": question, "label": False}, {"text": chosen, "label": True}]},
         "chat_completion": {"prompt": [*shared, ask], "completion": [best]},
         "instruction": {"instruction": question, "output": chosen, "system": draw(st.sampled_from(["", "Be brief."]))},
         "text": {"text": chosen},

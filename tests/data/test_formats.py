@@ -101,6 +101,7 @@ DEMONSTRATIONS = [
         demonstration((system("s"), user("do\n\nit")), (gpt("a"),)),
     ),
     ("text", {"text": "a"}, demonstration("", "a")),
+    ("segments", {"segments": [{"text": "q", "label": False}, {"text": "a", "label": True}]}, demonstration("q", "a")),
 ]
 
 

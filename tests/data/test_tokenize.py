@@ -7,8 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.data.encode import Encoder, ids_of
 from prefopt.data.examples import Answer, Example, Message
+from prefopt.data.pieces import Piece
 from prefopt.data.rows import RowFault
-from prefopt.data.template import TRANSCRIPT, Piece, Rendered, chat_of
+from prefopt.data.template import TRANSCRIPT, Rendered, chat_of
 from prefopt.data.tokenize import Grower, TreeOptions
 from prefopt.errors import DataError
 from prefopt.trees import PromptTree

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from prefopt.data import encode, words
 from prefopt.data.encode import Encoder, ids_of
 from prefopt.data.locality import FAR_SIGHTED, words_of
+from prefopt.data.pieces import Piece
 from prefopt.data.rows import RowFault
-from prefopt.data.template import Piece, Rendered
+from prefopt.data.template import Rendered
 from prefopt.data.words import NotLocal, Words
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.data.examples import Conversation, Fields, Message, conversation_of, kind_of, text_of
+from prefopt.data.examples import Conversation, Fields, Message, answer_of, conversation_of, kind_of, text_of
+from prefopt.data.marks import is_parts
 from prefopt.data.rows import RowFault, clip
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -40,9 +41,14 @@ def is_prompt(value: object) -> bool:
     return is_text(value) or is_turns(value)
 
 
+def is_text_answer(value: object) -> bool:
+    """A text, or its parts."""
+    return is_text(value) or is_parts(value)
+
+
 def is_answer(value: object) -> bool:
-    """A text, a turn or a list of turns."""
-    return is_prompt(value) or is_turn(value)
+    """A text, its parts, a turn or a list of turns."""
+    return is_prompt(value) or is_turn(value) or is_parts(value)
 
 
 def is_chat_answer(value: object) -> bool:
@@ -86,8 +92,10 @@ def weight_of(row: Fields) -> float:
 
 
 def turns_of(value: object, name: str, *, role: str) -> Conversation:
-    """Messages as they are, text as one turn of that role."""
-    return (Message(role, text_of(value, name)),) if isinstance(value, str) else conversation_of(value, name)
+    """Messages as they are, text (the assistant's also in parts) as one turn of that role."""
+    if isinstance(value, str) or (role == "assistant" and is_parts(value)):
+        return (Message(role, answer_of(value, name)),)
+    return conversation_of(value, name)
 
 
 def without_prompt(turns: Conversation, prompt: Conversation, name: str) -> Conversation:
@@ -178,13 +186,13 @@ def fitted(prompt: str | Conversation, answers: Mapping[str, Any]) -> tuple[str 
 
     Args:
         prompt: as it was read.
-        answers: as they stand in the row, by what they are called there; turns may repeat the prompt.
+        answers: as they stand in the row, by what they are called there; texts may stand in parts, turns may repeat the prompt.
 
     Raises:
         RowFault: an answer is neither text nor turns, or answers another prompt.
     """
-    if isinstance(prompt, str) and not any(isinstance(value, list | dict) for value in answers.values()):
-        return prompt, [text_of(value, name) for name, value in answers.items()]
+    if isinstance(prompt, str) and not any(isinstance(value, list | dict) and not is_parts(value) for value in answers.values()):
+        return prompt, [answer_of(value, name) for name, value in answers.items()]
     turns = turns_of(prompt, "prompt", role="user") if isinstance(prompt, str) else prompt
     for name, value in answers.items():
         if not is_answer(value) and not isinstance(value, list):

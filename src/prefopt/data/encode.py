@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.data.locality import is_stock, words_of
+from prefopt.data.pieces import Piece
 from prefopt.data.rows import RowFault
-from prefopt.data.template import Piece, Rendered, added_prefix
+from prefopt.data.template import Rendered, added_prefix
 from prefopt.data.words import Ids, NotLocal, Words, packed
 from prefopt.trees import TokenIds, token_ids
 
@@ -41,6 +42,7 @@ ENOUGH = 400
 
 
 BLANK = RowFault("blank_answer", "the tokenizer has no token for the answer, or only the end-of-turn token")
+UNLEARNED = RowFault("nothing_to_learn", "the tokenizer has no token for what is to be learned of the answer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,7 +297,7 @@ class Assembly:
         encoder = self.encoder
         ids: Ids = []
         scored: list[bool] = []
-        merges = 0
+        begin = merges = 0
         for piece in pieces:
             found = self.continued(left, None if left_ids is None else left_ids + ids, piece.text)
             left += piece.text + (encoder.end_text if piece.ends_turn else "")
@@ -304,15 +306,21 @@ class Assembly:
                 continue
             new, merged = found
             merges += merged
-            if piece.ends_turn:
-                while new and new[-1] == encoder.end_id:
-                    new = new[:-1]
-                if not new:
-                    return BLANK
-                new = [*new, encoder.end_id]
+            begin = begin if piece.goes_on else len(ids)
             ids += new
             scored += [piece.scored] * len(new)
-        return None if left_ids is None else (Branch(token_ids(ids), None if all(scored) else scored), merges)
+            if piece.ends_turn:
+                while len(ids) > begin and ids[-1] == encoder.end_id:
+                    del ids[-1], scored[-1]
+                if len(ids) == begin:
+                    return BLANK
+                ids.append(encoder.end_id)
+                scored.append(piece.end_scored)
+        if left_ids is None:
+            return None
+        if not any(own and number != encoder.end_id for number, own in zip(ids, scored, strict=True)):
+            return UNLEARNED
+        return Branch(token_ids(ids), None if all(scored) else scored), merges
 
     def continued(self, left: str, left_ids: Ids | None, text: str) -> tuple[Ids, bool] | None:
         """The ids of a text behind another, and whether joint tokenisation would merge the two.

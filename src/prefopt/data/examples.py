@@ -8,9 +8,10 @@ a rank, a reward, so that a further format needs no further type.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prefopt.data.marks import MARKS, Marked, counts, is_parts, learned_of, parts_of
 from prefopt.data.rows import RowFault, Unreadable, clip
 
 ROLES = {
@@ -27,9 +28,6 @@ ROLES = {
 }
 """Roles as rows name them, and as chat templates do."""
 
-MARKS = ("weight", "loss_weight", "train")
-"""What says of a turn whether it is learned."""
-
 OF_TOOLS = ("tool_call_id", "name")
 """What a template may read of a turn beside its words and calls."""
 
@@ -43,10 +41,10 @@ class Message:
 
     Attributes:
         role: as chat templates name it.
-        content: what was said.
+        content: what was said; `Marked` where the row says of parts of it whether they are learned.
         more: what a template reads beside it, as the text of a JSON object: calls of tools, and whose result this is.
-        learned: whether the row says that this turn is to be learned, or not; None: it says nothing. Turns that differ in this
-            alone are the same.
+        learned: whether the row says that this turn is to be learned, or not; None: it says nothing. What it says of parts goes
+            before. Turns that differ in what is learned of them alone are the same.
     """
 
     role: str
@@ -68,6 +66,18 @@ class Message:
         """Whether it has neither words nor calls."""
         return not self.content.strip() and not self.calls_tools
 
+    @property
+    def counts(self) -> bool:
+        """Whether something of the turn is learned, where it is unless the row says otherwise."""
+        own = self.learned is not False
+        return own if not isinstance(self.content, Marked) or (own and self.calls_tools) else counts(self.content, own)
+
+    def settled(self, otherwise: bool) -> "Message":
+        """The turn with nothing left open: what neither it nor its part says is as `otherwise` says."""
+        own = otherwise if self.learned is None else self.learned
+        content = Marked(parts_of(self.content, own)) if isinstance(self.content, Marked) else self.content
+        return replace(self, content=content, learned=own)
+
 
 Conversation = tuple[Message, ...]
 
@@ -77,7 +87,7 @@ class Answer:
     """One completion, before it is tokens.
 
     Attributes:
-        content: text where the prompt is text, messages (the last is the assistant's) where it is a chat.
+        content: text (`Marked` as in `Message`) where the prompt is text, messages (the last is the assistant's) where it is a chat.
         label, rank, reward, reference_logp: as in `prefopt.trees.Completion`.
     """
 
@@ -86,6 +96,12 @@ class Answer:
     rank: int | None = None
     reward: float | None = None
     reference_logp: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The content of an answer to raw text."""
+        assert isinstance(self.content, str), "raw text is answered with text"
+        return self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +155,14 @@ class Fields:
             RowFault: missing, or not text.
         """
         return text_of(self.value(name), name)
+
+    def answer(self, name: str) -> str:
+        """The column as the text of an answer, which may stand in parts.
+
+        Raises:
+            RowFault: missing, or not text.
+        """
+        return answer_of(self.value(name), name)
 
     def number(self, name: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> float | None:
         """The column as a finite number within bounds, or None where it is missing or null; CSV holds numbers as text.
@@ -211,24 +235,40 @@ def text_of(value: object, name: str) -> str:
     return value
 
 
-def content_of(value: object, name: str) -> str:
-    """A message's content as text; a list of parts is joined where all of them are text.
+def answer_of(value: object, name: str) -> str:
+    """The text of an answer, as it stands or in parts.
 
     Raises:
-        RowFault: an image or another part that is not text, or something else than text.
+        RowFault: it is no text, or as `content_of`.
+    """
+    return content_of(value, name, marked=True) if is_parts(value) else text_of(value, name)
+
+
+def content_of(value: object, name: str, *, marked: bool = False) -> str:
+    """A message's content as text; a list of parts is joined where all of them are text.
+
+    Args:
+        value: the content.
+        name: what it is called.
+        marked: whether its parts may say that they are learned, or not.
+
+    Raises:
+        RowFault: an image or another part that is not text, something else than text, or a mark that is neither yes nor no.
     """
     if not isinstance(value, list):
         return text_of(value, name)
-    texts: list[str] = []
+    parts: list[tuple[str, bool | None]] = []
     for part in value:
         if isinstance(part, str):
-            texts.append(text_of(part, name))
+            parts.append((text_of(part, name), None))
             continue
         if not isinstance(part, dict) or part.get("type", "text") != "text":
             found = part.get("type") if isinstance(part, dict) else kind_of(part)
             raise RowFault("needs_text_only", f"`{name}` has a part of type {clip(found)}; only text parts are read")
-        texts.append(text_of(part.get("text", part.get("value")), name))
-    return "".join(texts)
+        learned = learned_of(part, name, "part") if marked else None
+        parts.append((text_of(part.get("text", part.get("value")), name), learned))
+    whole = Marked(parts)
+    return str(whole) if all(learned is None for _, learned in parts) else whole
 
 
 def message_of(value: object, name: str) -> Message:
@@ -251,8 +291,10 @@ def message_of(value: object, name: str) -> Message:
         content = ""
     elif "content" not in value and "value" not in value:
         raise RowFault("missing_field", f"`{name}` has a turn without `content` (or `value`): {clip(value)}")
-    learned = learned_of(value, name) if ROLES[role] == "assistant" else None
-    return Message(ROLES[role], content_of(content, f"{name}.content"), as_text(more, name) if more else "", learned)
+    is_answer = ROLES[role] == "assistant"
+    learned = learned_of(value, name) if is_answer else None
+    words = content_of(content, f"{name}.content", marked=is_answer)
+    return Message(ROLES[role], words, as_text(more, name) if more else "", learned)
 
 
 def calls_of(turn: Mapping[str, Any], role: str, name: str) -> list[Any]:
@@ -287,21 +329,6 @@ def call_of(call: Mapping[str, Any], name: str) -> dict[str, Any]:
     own = {"name": function["name"], "arguments": {} if arguments is None else arguments}
     given_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**given_id, "type": "function", "function": own}
-
-
-def learned_of(turn: Mapping[str, Any], name: str) -> bool | None:
-    """Whether the row says that a turn is learned.
-
-    Raises:
-        RowFault: it says something else than yes or no.
-    """
-    for key in MARKS:
-        value = turn.get(key)
-        if value is not None:
-            if value not in (0, 1):
-                raise RowFault("bad_number", f"`{name}` has a turn whose `{key}` is {clip(value)}, and must be 0 or 1")
-            return bool(value)
-    return None
 
 
 def tools_of(row: Fields) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefopt.data.columns import PROMPTS, is_answer, is_list, is_numbers, is_prompt, is_text, is_transcript, is_turns
+from prefopt.data.columns import PROMPTS, is_answer, is_list, is_numbers, is_prompt, is_text, is_text_answer, is_transcript, is_turns
 from prefopt.data.comparisons import ANNOTATORS, COUPLES, VERDICTS, arena, arguments, comparison, is_verdict, votes
 from prefopt.data.demonstrations import (
     chat_completion,
@@ -19,10 +19,12 @@ from prefopt.data.demonstrations import (
     plain_text,
     sharegpt_demonstration,
     text_completion,
+    text_segments,
 )
 from prefopt.data.examples import Example, Fields, tools_of
 from prefopt.data.kinds import SERVES, Kind, PairsOfRanks, as_kind
 from prefopt.data.learning import check_learned
+from prefopt.data.marks import is_parts
 from prefopt.data.message_trees import is_tree, message_tree
 from prefopt.data.pairs import PAIR_FIELDS, chat_pair, conversation_pair, hh_pair, instruction_pair, sharegpt_pair, text_pair
 from prefopt.data.ranked import RANKS, SCORES, is_rated, ranked_completions, rated_completions, scored_completions
@@ -137,7 +139,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "text_pair",
         "pair",
-        {"prompt": is_text, "chosen": is_text, "rejected": is_text},
+        {"prompt": is_text, "chosen": is_text_answer, "rejected": is_text_answer},
         (),
         text_pair,
         "prompt, chosen and rejected as text",
@@ -161,7 +163,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "instruction_pair",
         "pair",
-        {"instruction": is_text, "chosen": is_text, "rejected": is_text},
+        {"instruction": is_text, "chosen": is_text_answer, "rejected": is_text_answer},
         ("input", "system"),
         instruction_pair,
         "instruction and input with chosen and rejected answers",
@@ -266,7 +268,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "instruction_label",
         "thumbs",
-        {"instruction": is_text, "output": is_text, "label": is_label},
+        {"instruction": is_text, "output": is_text_answer, "label": is_label},
         ("input", "system"),
         instruction_label,
         "instruction, input and output with a label",
@@ -292,7 +294,12 @@ FORMATS: tuple[Format, ...] = (
     Format("messages", "demonstration", {"messages": is_turns}, (), messages_demonstration, "conversations in messages"),
     Format("sharegpt", "demonstration", {"conversations": is_turns}, ("system",), sharegpt_demonstration, "ShareGPT conversations"),
     Format(
-        "text_completion", "demonstration", {"prompt": is_text, "completion": is_text}, (), text_completion, "prompt and completion as text"
+        "text_completion",
+        "demonstration",
+        {"prompt": is_text, "completion": is_text_answer},
+        (),
+        text_completion,
+        "prompt and completion as text",
     ),
     Format(
         "chat_completion",
@@ -305,10 +312,11 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "instruction",
         "demonstration",
-        {"instruction": is_text, "output": is_text},
+        {"instruction": is_text, "output": is_text_answer},
         ("input", "system"),
         instruction_demonstration,
         "instruction, input and output",
     ),
-    Format("text", "demonstration", {"text": is_text}, (), plain_text, "plain text"),
+    Format("text", "demonstration", {"text": is_text_answer}, (), plain_text, "plain text"),
+    Format("segments", "demonstration", {"segments": is_parts}, (), text_segments, "segments of text, each labelled as learned or not"),
 )

@@ -4,48 +4,51 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from prefopt.data.examples import Example, Message
+from prefopt.data.marks import counts
 from prefopt.data.rows import RowFault
 
 
 def learned_turns(example: Example, *, every: bool) -> Example:
     """The demonstration with each turn of the assistant in its answer that is to be learned; text examples stay as they are.
 
-    A turn is learned or not as the row says; where it says nothing, the answer's turns are learned, and with `every` those before
-    them too. The prompt becomes everything before the first that is learned.
+    A turn, or a part of it, is learned or not as the row says; where it says nothing, the answer's turns are learned, and with
+    `every` those before them too. The prompt becomes everything before the first turn of which something is learned.
 
     Raises:
-        RowFault: one of the turns to be learned is blank, or there is none.
+        RowFault: one of the turns to be learned is blank, or there is nothing to learn.
     """
     answer = example.answers[0]
     if isinstance(example.prompt, str) or isinstance(answer.content, str):
+        check_learned(example)
         return example
-    turns = example.prompt + answer.content
 
-    def is_learned(place: int, message: Message) -> bool:
+    def settled(place: int, message: Message) -> Message:
         # A greeting that opens the chat cannot be learned: no prompt comes before it.
         if message.role != "assistant" or place == 0:
-            return False
-        return message.learned if message.learned is not None else every or place >= len(example.prompt)
+            return replace(message, content=str(message.content), learned=False)
+        return message.settled(every or place >= len(example.prompt))
 
-    learned = [is_learned(place, message) for place, message in enumerate(turns)]
+    turns = tuple(settled(place, message) for place, message in enumerate(example.prompt + answer.content))
+    learned = [message.counts for message in turns]
     if not any(learned):
-        raise RowFault("nothing_to_learn", "the row says of every turn of the assistant that it is not to be learned")
-    if any(own and message.says_nothing for own, message in zip(learned, turns, strict=True)):
+        raise RowFault("nothing_to_learn", "the row says of every turn of the assistant, or of all its parts, that it is not to be learned")
+    if any(message.counts and message.says_nothing for message in turns):
         raise RowFault("blank_answer", "one of the assistant's turns is blank, and it is to be learned")
     first = min(learned.index(True), len(example.prompt)) if not every else learned.index(True)
-    marked = tuple(replace(message, learned=own) for message, own in zip(turns, learned, strict=True))
-    return replace(example, prompt=marked[:first], answers=(replace(answer, content=marked[first:]),))
+    return replace(example, prompt=turns[:first], answers=(replace(answer, content=turns[first:]),))
 
 
 def check_learned(example: Example) -> None:
     """Answers that are judged must have something in them that counts.
 
     Raises:
-        RowFault: the row says of every turn of one that it is not to be learned.
+        RowFault: the row says of every turn or part of one that it is not to be learned.
     """
     for answer in example.answers:
-        if not isinstance(answer.content, str) and all(turn.learned is False for turn in answer.content if turn.role == "assistant"):
-            raise RowFault("nothing_to_learn", "the row says of every turn of an answer that it is not to be learned")
+        content = answer.content
+        said = counts(content, True) if isinstance(content, str) else any(turn.counts for turn in content if turn.role == "assistant")
+        if not said:
+            raise RowFault("nothing_to_learn", "the row says of every turn of an answer, or of all its parts, that it is not to be learned")
 
 
 def opening_of(example: Example) -> str:
@@ -67,5 +70,5 @@ def as_chat(example: Example) -> Example:
     """The raw-text example as a chat of one question and one answer; text without a prompt stays as it is."""
     if not isinstance(example.prompt, str) or not example.prompt.strip():
         return example
-    answers = tuple(replace(answer, content=(Message("assistant", str(answer.content)),)) for answer in example.answers)
+    answers = tuple(replace(answer, content=(Message("assistant", answer.text),)) for answer in example.answers)
     return replace(example, prompt=(Message("user", example.prompt),), answers=answers)

@@ -34,7 +34,7 @@ PAIR_FIELDS = (*REFERENCES, "margin", *(name for names in SCORES for name in nam
 def text_pair(row: Fields, kind: Kind) -> Example:
     """`prompt`, `chosen` and `rejected` as text."""
     prompt = row.text("prompt")
-    return pair(row, kind, lambda side: (prompt, row.text(side)))
+    return pair(row, kind, lambda side: (prompt, row.answer(side)))
 
 
 def chat_pair(row: Fields, kind: Kind) -> Example:
@@ -67,7 +67,7 @@ def sharegpt_pair(row: Fields, kind: Kind) -> Example:
 def instruction_pair(row: Fields, kind: Kind) -> Example:
     """Alpaca's `instruction` and `input`, with `chosen` and `rejected`."""
     prompt = instruction_prompt(row)
-    return pair(row, kind, lambda side: (prompt, (Message("assistant", row.text(side)),)))
+    return pair(row, kind, lambda side: (prompt, (Message("assistant", row.answer(side)),)))
 
 
 def sides_of(kind: Kind) -> tuple[Side, ...]:

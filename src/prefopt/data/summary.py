@@ -42,7 +42,8 @@ class DataSummary:
         num_trees: trees made.
         dropped: rows left out, by reason.
         num_cut: prompts cut to fit in max_length.
-        num_merges: boundaries where joint tokenisation would have merged prompt and answer; the two were encoded apart.
+        num_merges: boundaries where joint tokenisation would have merged prompt and answer, or parts of an answer of which one
+            is not learned; the two were encoded apart.
         num_rewritten: answers set behind the prompt as they stand because the chat template breaks the prefix.
         num_duplicates: examples that repeat an earlier one exactly; they are kept.
         num_glued: raw-text prompts and answers that meet without white space.
@@ -165,7 +166,10 @@ class DataSummary:
             (lengths, "of the dropped rows did not fit in max_length"),
             (self.num_more, "of the examples, or of what was left out, are further ones of rows that hold several"),
             (self.num_cut, "prompts were cut from the left to fit in max_length"),
-            (self.num_merges, "answers were tokenised apart from their prompt, because joint tokenisation merges across the boundary"),
+            (
+                self.num_merges,
+                "answers, or parts of them, were tokenised apart from what they follow, because joint tokenisation merges the two",
+            ),
             (
                 self.num_rewritten,
                 "answers were set behind their prompt as they stand: the chat template writes a prompt differently once an answer follows",

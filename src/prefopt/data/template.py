@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.data.examples import Answer, Conversation, Example, Message
+from prefopt.data.marks import parts_of
+from prefopt.data.pieces import Piece, in_pieces, turn_pieces
 from prefopt.data.rows import RowFault, clip
 from prefopt.errors import DataError
 
@@ -34,21 +36,6 @@ TRANSCRIPT = (
 
 PROBE_ANSWER = "plain answer"
 Origin = Literal["tokenizer", "settings", "default"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of an answer's text.
-
-    Attributes:
-        text: without the end-of-turn token.
-        scored: whether its tokens count.
-        ends_turn: whether the end-of-turn token follows it; it counts as the text does.
-    """
-
-    text: str
-    scored: bool = True
-    ends_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +170,7 @@ class Chat:
             end = self.turn_end(whole, done, prompt + turns[: index + 1])
             if end is None:
                 return None
-            pieces.append(Piece(whole[done : end[0]], scored=message.learned is not False, ends_turn=True))
+            pieces += turn_pieces(message, whole[done : end[0]])
             done = end[1]
         return tuple(piece for piece in pieces if piece.text or piece.ends_turn)
 
@@ -206,7 +193,7 @@ class Chat:
             RowFault: it has several turns, whose texts in between only the template could write, or calls tools.
         """
         if len(turns) == 1 and not turns[0].calls_tools:
-            return (Piece(turns[0].content, ends_turn=True),)
+            return turn_pieces(turns[0], turns[0].content)
         raise RowFault(
             "template_refused",
             "the chat template writes earlier turns differently once later ones follow, so several turns cannot be learned at once; "
@@ -342,7 +329,7 @@ def added_prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
 def plain(example: Example) -> Rendered:
     """Raw text as it is."""
     assert isinstance(example.prompt, str), "chats are rendered by their template"
-    return Rendered(example.prompt, False, tuple((Piece(str(answer.content), ends_turn=True),) for answer in example.answers))
+    return Rendered(example.prompt, False, tuple(in_pieces(parts_of(answer.text, True)) for answer in example.answers))
 
 
 def template_key(tokenizer: "PreTrainedTokenizerBase", chat_template: str | None) -> str:

@@ -74,7 +74,7 @@ def sharegpt_label(row: Fields, kind: Kind) -> Example:
 
 def instruction_label(row: Fields, kind: Kind) -> Example:
     """Alpaca's `instruction`, `input` and `output`, and `label`."""
-    return thumb(row, instruction_prompt(row), (Message("assistant", row.text("output")),), "output")
+    return thumb(row, instruction_prompt(row), (Message("assistant", row.answer("output")),), "output")
 
 
 def labelled_completions(row: Fields, kind: Kind) -> Example:

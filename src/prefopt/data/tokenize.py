@@ -203,11 +203,12 @@ def opening(turns: Sequence[Message]) -> int:
 def turn_starts(example: Example) -> list[int]:
     """The later turns of the user from which the chat could begin instead, the earliest first.
 
-    Where there is a single answer of several turns, it can begin inside of it too.
+    Where there is a single answer of several turns, it can begin inside of it too, as long as something to learn is left.
     """
     turns = chat_turns(example)
     first = opening(turns)
-    return [index for index, message in enumerate(turns) if message.role == "user" and index > first]
+    last = max(index for index, message in enumerate(turns) if message.counts or not demonstrated(example))
+    return [index for index, message in enumerate(turns) if message.role == "user" and first < index <= last]
 
 
 def from_turn(example: Example, start: int) -> Example:
