@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # A test uses one processor. The tests of a file stay together: they share fixtures, and one file checks at its end what they found.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-all lint format docs clean
