@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# A test uses one processor. The tests of a file stay together: they share fixtures, and one file checks at its end what they found.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-all lint format docs clean
@@ -15,11 +18,11 @@ setup: $(READY)  ## create .venv and install prefopt with its pinned dependencie
 quickstart: $(READY)  ## the main job in small: a model, SFT, pairs, DPO, and what it changed (a few minutes)
 	@$(BIN)/prefopt quickstart
 
-test: $(READY)  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+test: $(READY)  ## all tests but the slow ones, in two processes (`make test JOBS=4`: in four)
+	@$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## all tests
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 lint: $(READY)  ## linter, format, types, import contract
 	@$(BIN)/ruff check .

@@ -5,6 +5,7 @@ which holds model and tokenizer as `transformers` saves them. All of it is made 
 in this file.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MakeModel = Callable[..., "PreTrainedModel"]
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: searching torch and thousands of tests for garbage takes a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+
 
 TEXTS = [
     "How do I boil an egg? Put it into boiling water for eight minutes.",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_yaml_is_settings(block: Block, tmp_path: Path):
         pytest.fail(f"{block.place}: no method has all of {', '.join(values)}")
 
 
-def all_settings() -> set[str]:
+@cache
+def all_settings() -> frozenset[str]:
     """The settings of all commands, as flags without their dashes."""
     from prefopt.cli.sweep_method import sweep_panels
 
@@ -128,7 +130,7 @@ def all_settings() -> set[str]:
         app = __import__(f"prefopt.cli.{module}", fromlist=["app"]).app
         for parameter in signature_of(app):
             names.add(parameter)
-    return {name.replace("_", "-") for name in names} | ALWAYS
+    return frozenset(name.replace("_", "-") for name in names) | ALWAYS
 
 
 def signature_of(app: Any) -> list[str]:

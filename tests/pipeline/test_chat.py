@@ -258,7 +258,7 @@ class Typist:
         self.seen = ""
         self.place = 0
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+    def wait_for(self, pattern: str, seconds: float = 200) -> None:
         """Until it appears behind what was waited for before."""
         end = time.monotonic() + seconds
         while (found := re.compile(pattern).search(self.seen, self.place)) is None:

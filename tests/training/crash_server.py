@@ -149,6 +149,7 @@ def serving(logs: Path, *, under: Sequence[str] = ()) -> Iterator[Server]:
 
 def serve() -> None:
     """Answer questions until there are no more."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup make test` children would inherit that it is ignored
     import_everything()
     children: dict[int, int | None] = {}
     for line in sys.stdin:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,31 +66,35 @@ def test_the_handlers_are_put_back_after_an_error():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@contextmanager
+def hangups(handler: signal.Handlers) -> Iterator[None]:
+    """With that answer to SIGHUP, whether the tests were started under nohup or not."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_end_of_the_terminal_asks_and_never_stops_at_once():
     """The kernel sends SIGHUP, and so does the shell."""
     stop = StopRequest()
     narrator = Listening()
-    before = signal.getsignal(signal.SIGHUP)
-    with stop_on_signals(narrator, stop):
+    with hangups(signal.SIG_DFL), stop_on_signals(narrator, stop):
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)
         assert stop.asked
         assert narrator.said == ["SIGHUP: the step is finished and saved, then the run stops (again: stop at once)"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGHUP) is before
 
 
 def test_nohup_is_respected():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        stop = StopRequest()
-        with stop_on_signals(Quiet(), stop):
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop.asked
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    stop = StopRequest()
+    with hangups(signal.SIG_IGN), stop_on_signals(Quiet(), stop):
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.asked
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def note(check: MemoryCheck, examples: list[PromptTree], sharing: Any) -> str | 
     return check.note(check.largest_micro_batch(examples, sharing))
 
 
-def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Path):
+def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Path, monkeypatch: pytest.MonkeyPatch):
     check_of = checked(model, 10**12, batch_size=8)
     total = check_of.estimate(check_of.largest_micro_batch(trees(20, 50), "flat")).total
     assert note(checked(model, total, batch_size=8), trees(20, 50), "flat") is None
@@ -283,6 +283,8 @@ def test_where_activations_are_what_may_not_fit_the_run_is_only_warned(model: Pa
     assert found is not None
     assert found.startswith(f"note: memory may run out: the run may need {size(total)} (")
     assert "activations of 1,200 positions" in found
+    assert "--gradient-checkpointing on: " in found
+    monkeypatch.setattr(MemoryCheck, "_advice", lambda *_: "")  # it counts a step for each remedy; what follows asks for the cause only
     mixed = [*trees(19, 10), *trees(1, 500)]  # the longest example has a micro-batch to itself
     assert "activations of 1,500 positions" in (note(checked(model, 10**5, batch_size=1), mixed, "flat") or "")
     assert "activations of 800 positions" in (note(checked(model, 10**5, batch_size=8), trees(20, 25), "plain") or "")

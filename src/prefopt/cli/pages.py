@@ -7,6 +7,8 @@ docs/methods/      a page about every method, and the list of them
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from prefopt.cli.choosing_page import choosing_page
 from prefopt.cli.entry import COMMANDS, main
 from prefopt.cli.method_page import index_page, page_of, settings_table
 from prefopt.cli.train_method import ConfigFlag, own_panel, shared_panels
-from prefopt.methods.table import METHODS
+from prefopt.methods.table import METHODS, MethodRow
 
 WIDTH = 100
 ABOUT = """Each is a key of the YAML file, an argument of `prefopt.train` and a flag: `batch_size` is `--batch-size` on the command
@@ -70,25 +72,30 @@ def help_of(*words: str) -> str:
     return "\n".join(line.rstrip() for line in page.getvalue().strip().splitlines())
 
 
-def pages() -> dict[Path, str]:
-    """Every generated page: its path in the checkout, and what it should hold."""
-    methods = {Path(f"docs/methods/{row.name}.md"): f"{MADE}\n{page_of(row)}" for row in METHODS}
+def makers() -> dict[Path, Callable[[], str]]:
+    """Every generated page: its path in the checkout, and what makes it (the help of all commands takes seconds)."""
     return {
-        Path("docs/settings.md"): settings_page(),
-        Path("docs/cli.md"): cli_page(),
-        Path("docs/choosing.md"): f"{MADE}\n{choosing_page()}",
-        Path("docs/methods/README.md"): f"{MADE}\n{index_page()}",
-        **methods,
+        Path("docs/settings.md"): settings_page,
+        Path("docs/cli.md"): cli_page,
+        Path("docs/choosing.md"): lambda: f"{MADE}\n{choosing_page()}",
+        Path("docs/methods/README.md"): lambda: f"{MADE}\n{index_page()}",
+        **{Path(f"docs/methods/{row.name}.md"): partial(method_page, row) for row in METHODS},
     }
+
+
+def method_page(row: MethodRow) -> str:
+    """The page about one method."""
+    return f"{MADE}\n{page_of(row)}"
 
 
 def write(*, only_check: bool) -> int:
     """Write the pages that differ from what they should hold, or only name them; the exit code."""
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    made = {path: make() for path, make in makers().items()}
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if not only_check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(pages()[path], encoding="utf-8")
+            path.write_text(made[path], encoding="utf-8")
         print(f"{path} {'is stale: run make docs' if only_check else 'written'}")
     return 1 if only_check and stale else 0
 
