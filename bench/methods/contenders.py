@@ -27,6 +27,7 @@ PARAMETERS = 2_000_000
 
 RATES = (0.25, 1.0, 4.0)
 SUMS = (0.125, 0.25, 0.5)
+SMALL_SUMS = (0.03, 0.06, 0.125)
 MEANS = (4.0, 8.0, 16.0)
 
 
@@ -83,7 +84,7 @@ CONTENDERS: dict[str, Contender] = {
     "dpo, sft weight": Contender("dpo", "beta", SUMS, {"sft_weight": 0.2}),
     "dpo, wpo": Contender("dpo", "beta", SUMS, {"wpo": True}),
     "dpo, ld-alpha": Contender("dpo", "beta", SUMS, {"ld_alpha": 0.5}),
-    "dpo, js": Contender("dpo", "beta", SUMS, {"f_divergence": "js"}),
+    "dpo, js": Contender("dpo", "beta", (1.0, 2.0, 4.0), {"f_divergence": "js"}),
     "dpo, forward-kl": Contender("dpo", "beta", SUMS, {"f_divergence": "forward-kl"}),
     "dpo, alpha": Contender("dpo", "beta", SUMS, {"f_divergence": "alpha", "f_alpha": 0.5}),
     # TR-DPO. A reference that comes along holds less, so that the same way takes a larger beta.
@@ -95,20 +96,21 @@ CONTENDERS: dict[str, Contender] = {
     "ipo + sft": Contender("ipo", "beta", (1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
     "kto": Contender("kto", "beta", SUMS),
     "orpo": Contender("orpo", "learning_rate", RATES, {"odds_weight": 1.0}),
-    "simpo": Contender("simpo", "beta", MEANS),
+    "simpo": Contender("simpo", "learning_rate", RATES),
     "cpo": Contender("cpo", "beta", SUMS),
     "robust": Contender("robust", "beta", SUMS, {"label_smoothing": 0.1}),
     "hinge": Contender("hinge", "beta", SUMS),
     "ln-dpo": Contender("ln-dpo", "beta", MEANS),
     "rdpo": Contender("rdpo", "beta", SUMS),
-    "dpop": Contender("dpop", "beta", SUMS, {"penalty": 5.0}),
+    # At 5, which suits answers that differ in few words, it hardly moves here.
+    "dpop": Contender("dpop", "penalty", (0.1, 0.5, 2.5), {"beta": 0.25}),
     "exo": Contender("exo", "beta", SUMS),
-    "nca": Contender("nca", "beta", SUMS),
+    "nca": Contender("nca", "beta", SMALL_SUMS),
     "bco": Contender("bco", "beta", SUMS),
     "bco, thumbs": Contender("bco", "beta", SUMS, {"unpaired": True}),
-    "sppo": Contender("sppo", "beta", (0.05, 0.1, 0.2)),
+    "sppo": Contender("sppo", "beta", (0.0125, 0.025, 0.05)),
     "apo-zero": Contender("apo-zero", "beta", SUMS),
-    "apo-down": Contender("apo-down", "beta", SUMS),
-    "discopop": Contender("discopop", "beta", SUMS),
+    "apo-down": Contender("apo-down", "learning_rate", RATES),
+    "discopop": Contender("discopop", "beta", (0.5, 1.0, 2.0)),
     "reward": Contender("reward", "learning_rate", RATES),
 }
