@@ -95,7 +95,6 @@ CASES = {
     "ipo on sums": Case("ipo", {"beta": 0.3, "reduction": "sum"}),
     "kto": Case("kto", {"beta": 0.3, "desirable_weight": 1.5}, thumbs),
     "kto balanced": Case("kto", {"beta": 0.3, "balance": True}, thumbs),
-    "kto on pairs": Case("kto", {"beta": 0.3}),
     "orpo": Case("orpo", {"odds_weight": 0.5}),
     "orpo of the answer": Case("orpo", {"odds_weight": 0.5, "likelihood_of": "chosen"}),
     "simpo": Case("simpo", {"label_smoothing": 0.1}),

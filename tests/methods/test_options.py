@@ -112,6 +112,18 @@ def test_a_mix_is_the_sum_of_its_losses(make_model, name: str):
     assert loss == pytest.approx(parts[0] + 0.7 * parts[1])
 
 
+def test_a_loss_in_a_mix_keeps_the_likelihood_that_it_has_itself():
+    """Its own `sft_weight` counts within its weight in the mix: 0.5 · (hinge + 0.3 · nll)."""
+    trees = pairs(7)
+    case = Case("dpo", {"beta": 0.3, "mix": {"hinge": {"weight": 0.5, "beta": 0.7, "sft_weight": 0.3}}})
+    sums = [[float(model.tokens(own, one).sum()) for model in (POLICY, REFERENCE) for one in own.completions] for own in trees]
+    both = [oracles.dpo(*own, beta=0.3) + 0.5 * oracles.hinge(*own, beta=0.7) for own in sums]
+    weights = [own.weight for own in trees]
+    nll = oracles.likelihood([POLICY.tokens(own, own.completions[0]).tolist() for own in trees], weights, "tokens")
+    expected = sum(loss * weight for loss, weight in zip(both, weights, strict=True)) / sum(weights) + 0.5 * 0.3 * nll
+    assert found(case, trees).loss.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_sft_weight_adds_the_likelihood_per_token(make_model):
     trees = [tree.with_weight(1.0) for tree in pairs(5)]
     one = trainer(make_model, Case("dpo", {}).method())

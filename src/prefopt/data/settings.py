@@ -91,10 +91,11 @@ class PairSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _whole_rankings_come_to_no_pairs(self) -> "PairSettings":
-        whole = [name for name in ("all_pairs", "plackett_luce") if getattr(self, name, False)]  # of methods that have them
-        if self.pairs_of_ranks != "all" and whole:
-            raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {whole[0]} reads it whole: leave one of them out")
+    def _what_is_no_pair_is_not_made_of_ranks(self) -> "PairSettings":
+        read = {"all_pairs": "reads it whole", "plackett_luce": "reads it whole", "unpaired": "reads single answers"}
+        others = [f"{name} {what}" for name, what in read.items() if getattr(self, name, False)]  # of methods that have them
+        if self.pairs_of_ranks != "all" and others:
+            raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {others[0]}: leave one of them out")
         return self
 
 
