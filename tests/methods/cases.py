@@ -157,7 +157,9 @@ def _with_options() -> dict[str, Case]:
     found = dict(CASES)
     for row in METHODS:
         fields = row.load().settings_class.model_fields.keys()
-        found |= {f"{row.name} {how}": Case(row.name, given, trees) for how, (given, trees) in OPTIONS.items() if given.keys() <= fields}
+        for how, (given, trees) in OPTIONS.items():
+            if given.keys() <= fields:
+                found[f"{row.name} {how}"] = Case(row.name, given, thumbs if row.name == "kto" else trees)
         if issubclass(row.load(), PairMethod):
             found[f"{row.name} in a mix"] = Case("dpo", {"mix": {row.name: {"weight": 0.5}}})
             if "ld_alpha" in fields:
