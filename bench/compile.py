@@ -57,7 +57,7 @@ class Steps:
         self.wait()
         began = time.perf_counter()
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            chosen, rejected = batch.as_pairs(self.policy(batch).sum())
+            chosen, rejected = self.policy(batch).sum().view(-1, 2).unbind(1)
         loss = dpo_loss(chosen, rejected, torch.zeros_like(chosen), torch.zeros_like(rejected), beta=0.1).mean()
         loss.backward()
         self.optimizer.step()

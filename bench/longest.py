@@ -142,7 +142,7 @@ def of_prefopt(model: Path, device: torch.device, work: Path, vocabulary: int) -
             batch = pack([tree], sharing=policy.path.sharing, device=device)
             with torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
                 summed = policy(batch).sum()
-            own, other = batch.as_pairs(summed)
+            own, other = summed.view(-1, 2).unbind(1)
             dpo_loss(own, other, own.detach(), other.detach(), beta=0.1).mean().backward()
             clip_gradients(policy, 1.0)
             optimizer.step()

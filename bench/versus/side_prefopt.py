@@ -148,5 +148,5 @@ class Branches(Method):
     ) -> LossOutput:
         """The mean of DPO's loss over all pairs."""
         assert reference is not None
-        losses = dpo_loss(*batch.as_pairs(policy.sum()), *batch.as_pairs(reference.sum()), beta=self.settings.beta)
+        losses = dpo_loss(*policy.sum().view(-1, 2).unbind(1), *reference.sum().view(-1, 2).unbind(1), beta=self.settings.beta)
         return LossOutput(terms=(Term(losses.view(-1, self.pairs).sum(-1), unit="pairs"),))

@@ -55,6 +55,30 @@ def test_counts_first_example_and_places(write, settings, tokenizer):
     assert (made.chat_template, made.end_of_turn) == (None, "<eos>")
 
 
+@pytest.mark.parametrize("kind", ["pair", "thumbs", "ranked", "demonstration"])
+def test_rows_whose_scores_contradict_their_order_are_counted(write, settings, tokenizer, kind):
+    scores = [(1, 5), (5, 1), (2, 2), (0.5, 0.75)]
+    rows = [PAIRS[place] | {"chosen_score": better, "rejected_score": worse} for place, (better, worse) in enumerate(scores)]
+    path = write("scored.jsonl", [*rows, PAIRS[4], PAIRS[5] | {"margin": -1}])
+    made = load([str(path)], settings(), tokenizer, kind=kind)
+    notes = [note for note in made.summary.notes if "scores" in note]
+    if kind == "demonstration":  # of which the rejected answer is not read
+        assert notes == []
+        return
+    assert len(made.trees) == (12 if kind == "thumbs" else 6)
+    (note,) = notes
+    assert note.startswith("3 of 6 rows bring scores that contradict their own order: a worse answer has the higher one. The order counts")
+    assert load([str(path)], settings(), tokenizer, kind=kind).summary.notes == made.summary.notes
+
+
+def test_pairs_of_a_ranking_by_its_scores_contradict_nothing(write, settings, tokenizer):
+    rows = [{"prompt": "which? ", "completions": ["good answer", "bad", "worse"], "scores": [1.0, 3.0, 2.0]}]
+    for kind in ("pair", "ranked"):
+        made = load([str(write(f"{kind}.jsonl", rows))], settings(), tokenizer, kind=kind)
+        assert len(made.trees) == (3 if kind == "pair" else 1)
+        assert not any("contradict" in note for note in made.summary.notes)
+
+
 def test_several_sources_of_different_formats(write, settings, chatml):
     text = write("a.jsonl", PAIRS[:2])
     chat = write("b.json", [json.dumps([{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}])])

@@ -146,12 +146,6 @@ def pairs(num_pairs: int) -> TreeBatch:
     return pack([tree] * num_pairs, sharing="flat")
 
 
-def test_as_pairs_takes_chosen_and_rejected_apart():
-    chosen, rejected = pairs(3).as_pairs(torch.tensor([1.0, 10.0, 2.0, 20.0, 3.0, 30.0]))
-    assert chosen.tolist() == [1, 2, 3]
-    assert rejected.tolist() == [10, 20, 30]
-
-
 def uneven() -> TreeBatch:
     """Trees of 1, 3 and 2 completions with everything that a completion can carry."""
     up = Completion(token_ids([1]), label=True, rank=2, reward=0.25)

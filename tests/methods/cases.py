@@ -95,7 +95,6 @@ CASES = {
     "ipo on sums": Case("ipo", {"beta": 0.3, "reduction": "sum"}),
     "kto": Case("kto", {"beta": 0.3, "desirable_weight": 1.5}, thumbs),
     "kto balanced": Case("kto", {"beta": 0.3, "balance": True}, thumbs),
-    "kto on pairs": Case("kto", {"beta": 0.3}),
     "orpo": Case("orpo", {"odds_weight": 0.5}),
     "orpo of the answer": Case("orpo", {"odds_weight": 0.5, "likelihood_of": "chosen"}),
     "orpo of means": Case("orpo", {"odds_weight": 0.5, "sft_reduction": "mean"}),
@@ -159,7 +158,9 @@ def _with_options() -> dict[str, Case]:
     found = dict(CASES)
     for row in METHODS:
         fields = row.load().settings_class.model_fields.keys()
-        found |= {f"{row.name} {how}": Case(row.name, given, trees) for how, (given, trees) in OPTIONS.items() if given.keys() <= fields}
+        for how, (given, trees) in OPTIONS.items():
+            if given.keys() <= fields:
+                found[f"{row.name} {how}"] = Case(row.name, given, thumbs if row.name == "kto" else trees)
         if issubclass(row.load(), PairMethod):
             found[f"{row.name} in a mix"] = Case("dpo", {"mix": {row.name: {"weight": 0.5}}})
             if "ld_alpha" in fields:

@@ -59,7 +59,6 @@ REFUSED = {
         {"mix": "ipo=0.5,beta=0.3"},
         r"beta is a setting and no loss: .* in a file, as {ipo: {weight: 0.5, beta:",
     ),
-    "pairs of thumbs": ("bco", {"unpaired": True, "pairs_of_ranks": "best"}, "unpaired reads no pairs: leave one of them out"),
     "a loss on thumbs": ("dpo", {"mix": {"kto": 1}}, "kto is no loss on pairs"),
     "no weight": ("dpo", {"mix": {"ipo": "much"}}, "the weight of ipo must be a number, 0 or more"),
     "a negative weight": ("dpo", {"mix": {"ipo": -1}}, "the weight of ipo must be a number, 0 or more"),
@@ -116,6 +115,18 @@ def test_a_mix_is_the_sum_of_its_losses(make_model, name: str):
         own = list(case.method().arrange(trees, seed=0))
         parts.append(trainer(make_model, case.method()).evaluate(own, case.method().initial_state()).figures["loss"])
     assert loss == pytest.approx(parts[0] + 0.7 * parts[1])
+
+
+def test_a_loss_in_a_mix_keeps_the_likelihood_that_it_has_itself():
+    """Its own `sft_weight` counts within its weight in the mix: 0.5 · (hinge + 0.3 · nll)."""
+    trees = pairs(7)
+    case = Case("dpo", {"beta": 0.3, "mix": {"hinge": {"weight": 0.5, "beta": 0.7, "sft_weight": 0.3}}})
+    sums = [[float(model.tokens(own, one).sum()) for model in (POLICY, REFERENCE) for one in own.completions] for own in trees]
+    both = [oracles.dpo(*own, beta=0.3) + 0.5 * oracles.hinge(*own, beta=0.7) for own in sums]
+    weights = [own.weight for own in trees]
+    nll = oracles.likelihood([POLICY.tokens(own, own.completions[0]).tolist() for own in trees], weights, "tokens")
+    expected = sum(loss * weight for loss, weight in zip(both, weights, strict=True)) / sum(weights) + 0.5 * 0.3 * nll
+    assert found(case, trees).loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_sft_weight_adds_the_likelihood_per_token(make_model):

@@ -148,6 +148,14 @@ def test_a_ranking_that_is_read_whole_is_not_cut_into_pairs(name: str, whole: st
     assert kind(model="m", data=["d"], out="o", **{whole: True}).pairs_of_ranks == "all"
 
 
+def test_single_answers_are_not_made_into_pairs():
+    kind = settings_for(method_named("bco"))
+    with pytest.raises(ValidationError, match="pairs_of_ranks says which pairs are made of a ranking, and unpaired reads single answers"):
+        kind(model="m", data=["d"], out="o", pairs_of_ranks="best", unpaired=True)
+    assert kind(model="m", data=["d"], out="o", unpaired=True).pairs_of_ranks == "all"
+    assert kind(model="m", data=["d"], out="o", pairs_of_ranks="best").pairs_of_ranks == "best"
+
+
 def test_rankings_are_asked_for_only_where_they_are_read():
     assert Reward(RewardSettings()).needs.completions == "pair"
     assert Reward(RewardSettings(all_pairs=True)).needs.completions == "ranked"

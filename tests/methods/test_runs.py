@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.runs import figures, losses, pair_rows, rows, run, write_rows
+from tests.training.runs import Asks, figures, losses, pair_rows, rows, run, write_rows
 
 from prefopt.methods.pair_method import pair_methods
 from prefopt.methods.table import METHODS
@@ -131,3 +131,35 @@ def test_what_a_method_carries_survives_a_stop(model_folder: Callable[..., Path]
     again = run(method, model_folder(), source, half, save_every_steps=3, keep_checkpoints=10, resume=True, **settings)
     assert losses(again.folder) == losses(whole.folder)
     assert figures(again.folder) == figures(whole.folder)
+
+
+def test_balance_reaches_the_loss_by_how_often_an_epoch_takes_each_file(model_folder: Callable[..., Path], tmp_path: Path):
+    """Of a file that is taken four times there is four times as much: the run is that with the weights given by hand."""
+    sides = {name: [row for row in thumb_rows() if row["label"] == label][:6] for name, label in (("up", True), ("down", False))}
+    up, down = (write_rows(tmp_path / f"{name}.jsonl", given) for name, given in sides.items())
+    found, said = {}, {}
+    for name, given in {"balanced": {"balance": True}, "by hand": {"undesirable_weight": 3.0}, "plain": {}}.items():
+        narrator = Asks(lambda done: None)
+        result = run("kto", model_folder(), [f"{up}:4", down], tmp_path / name, narrator=narrator, epochs=1, **given)  # type: ignore[arg-type]
+        found[name], said[name] = losses(result.folder), narrator.said
+    assert len(found["balanced"]) == (4 * 6 + 6 + 3) // 4
+    assert found["balanced"] == found["by hand"]
+    assert found["balanced"][0] != pytest.approx(found["plain"][0], rel=1e-3)
+    told = "thumbs: 6 up, 6 down, which weigh 24 and 6 in an epoch"
+    assert f"{told}; balanced by desirable_weight 1 and undesirable_weight 3" in said["balanced"]
+    assert any(line.startswith(f"note: {told}; up weighs 4 times what down weighs") for line in said["plain"])
+    assert not any(told in line for line in said["by hand"])
+
+
+def test_the_run_s_seed_draws_the_partners(model_folder: Callable[..., Path], data: dict[str, str], tmp_path: Path):
+    """With all examples in each step their order says nothing, and only the partners of z0 depend on the seed."""
+    given = {"batch_size": len(thumb_rows()), "epochs": 3, "undesirable_weight": 0.0}  # answers become likelier, and z0 more than 0
+    found = []
+    for place, seed in enumerate((1, 1, 2)):
+        result = run("kto", model_folder(), data["thumbs"], tmp_path / str(place), seed=seed, **given)
+        found.append([(row["z0"], row["loss"]) for row in rows(result.folder)])
+    assert found[0] == found[1]
+    (begun, one), (other_begun, other) = ((entry[0], entry[-1]) for entry in found[1:])
+    assert begun == pytest.approx(other_begun, rel=1e-6)
+    assert min(one[0], other[0]) > 0.01
+    assert abs(one[0] - other[0]) > 1e-3 * one[0]

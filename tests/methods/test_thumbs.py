@@ -1,4 +1,4 @@
-"""Thumbs: pairs split into them, partners for KTO's divergence, weights of the two kinds, BCO's shift."""
+"""Thumbs: partners for KTO's divergence, weights of the two kinds, BCO's shift."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.methods import oracles
-from tests.methods.cases import Case, thumbs
+from tests.methods.cases import CASES, Case, thumbs
 from tests.training.test_step import gradients, pairs, trainer
 
 from prefopt.engine.batch import TreeBatch, pack
@@ -16,7 +16,7 @@ from prefopt.engine.logps import TokenLogps
 from prefopt.errors import DataError
 from prefopt.methods.bco import shift_of
 from prefopt.methods.kto import KTO, balancing_weights
-from prefopt.methods.thumbs import SingleThumbs, WithPartners
+from prefopt.methods.thumbs import WithPartners
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -24,24 +24,9 @@ def tree(prompt: list[int], answer: list[int], **about: object) -> PromptTree:
     return PromptTree(token_ids(prompt), (Completion(token_ids(answer), **about),))
 
 
-def test_pairs_become_a_thumb_up_and_a_thumb_down():
-    trees = pairs(3)
-    single = SingleThumbs(trees)
-    assert len(single) == 6
-    assert [one.completions[0].label for one in single] == [True, False] * 3
-    assert [one.completions[0].ids.tolist() for one in single] == [one.ids.tolist() for own in trees for one in own.completions]
-    assert [one.weight for one in single] == [weight for own in trees for weight in (own.weight, own.weight)]
-    assert single[-1].completions[0].ids is trees[-1].completions[1].ids
-    with pytest.raises(IndexError):
-        single[6]
-
-
-def test_labels_of_the_data_win_over_ranks():
-    one = PromptTree(
-        token_ids([1]),
-        tuple(Completion(token_ids([5 + place]), label=label, rank=place) for place, label in enumerate((False, True, None))),
-    )
-    assert [own.completions[0].label for own in SingleThumbs([one])] == [False, True, False]
+def singles(trees: list[PromptTree]) -> list[PromptTree]:
+    """Each answer of pairs alone: the chosen one up, the rejected one down."""
+    return [replace(own, completions=(replace(answer, label=place == 0),)) for own in trees for place, answer in enumerate(own.completions)]
 
 
 def test_partners_answer_other_prompts_and_everybody_is_one_about_once():
@@ -56,6 +41,17 @@ def test_partners_answer_other_prompts_and_everybody_is_one_about_once():
         partners.append(int(partner.ids[0]))
     assert max(Counter(partners).values()) <= 3
     assert len(set(partners)) >= 34
+
+
+def test_a_partner_is_the_next_on_the_circle_that_answers_another_prompt():
+    trees = [tree([1, place % 3 if place < 30 else place], [100 + place]) for place in range(40)]
+    circle = np.random.default_rng([7, 40]).permutation(40).tolist()
+    behind = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    for place, one in enumerate(WithPartners(trees, seed=7)):
+        other = behind[place]
+        while trees[other].prompt_ids.tolist() == trees[place].prompt_ids.tolist():
+            other = behind[other]
+        assert one.completions[1].ids.tolist() == [100 + other]
 
 
 def test_the_draw_depends_on_the_seed_alone():
@@ -83,6 +79,42 @@ def test_with_one_prompt_partners_are_answers_to_it():
     assert len(WithPartners([], seed=0)) == 0
 
 
+def test_a_prompt_that_most_answer_leaves_z0_on_few_answers():
+    def said(*prompts: int) -> list[str]:
+        trees = [tree([prompt], [100 + place], label=place % 2 == 0) for place, prompt in enumerate(prompts)]
+        return list(Case("kto", {}).method().remarks(WithPartners(trees, seed=0)))
+
+    alone = "because few answer another prompt than they"
+    assert said(*[1] * 11, 2) == [f"note: thumbs: 6 up, 6 down; for 11 of 12 z0 is measured on one answer alone, {alone}"]
+    assert said(*[1] * 3, 2) == []
+    assert said(*range(20), *range(20)) == []
+    (note,) = said(*[1] * 98, 2, 3)
+    assert note == f"note: thumbs: 50 up, 50 down; for 98 of 100 z0 is measured on 2 answers alone, {alone}"
+
+
+@pytest.mark.parametrize("name", ["kto", "kto balanced", "bco on thumbs"])
+def test_examples_of_weight_zero_are_as_if_absent_from_the_data(make_model, name: str):
+    """Before the draw of partners: with them and without, the others have the same partners, state, loss and gradient."""
+    case = CASES[name]
+    trees = case.make_trees(7)
+    idle = [own.with_weight(0.0) for own in [*case.make_trees(13)[7:], tree([9] * 60, [5] * 9, label=True)]]
+    idle[0] = replace(idle[0], prompt_ids=trees[0].prompt_ids)
+    mixed = [own for couple in zip(idle, trees, strict=True) for own in couple]
+    alone, among = (list(case.method().arrange(given, seed=4)) for given in (trees, mixed))
+    assert len(among) == 14
+    assert [[one.ids.tolist() for one in own.completions] for own in among[1::2]] == [
+        [one.ids.tolist() for one in own.completions] for own in alone
+    ]
+    assert case.method().state_from(among) == case.method().state_from(alone)
+    state = case.state(alone)
+    one, other = trainer(make_model, case.method()), trainer(make_model, case.method())
+    (result, _), (other_result, _) = one.step(alone, 0, state), other.step(among, 0, state)
+    torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-8, atol=1e-12)
+    assert other_result.loss == pytest.approx(result.loss, rel=1e-11)
+    assert other_result.metrics == pytest.approx(result.metrics, rel=1e-8, abs=1e-12)
+    assert other_result.state_sums == pytest.approx(result.state_sums, rel=1e-9)
+
+
 def test_sums_of_the_reference_from_the_data_are_refused():
     with pytest.raises(DataError, match="Remove the columns with reference log-probabilities"):
         WithPartners([tree([1], [5], reference_logp=-1.0), tree([2], [6], reference_logp=-2.0)], seed=0)
@@ -107,7 +139,7 @@ def test_z0_is_the_mean_over_partners_and_at_least_nothing(make_model):
 def test_partners_add_nothing_to_the_loss_but_z0(make_model, monkeypatch: pytest.MonkeyPatch):
     """With z0 held, other partners leave every number and the gradient as they were; and the loss is the answers' own."""
     case = Case("kto", {"beta": 0.3, "undesirable_weight": 0.5})
-    single = SingleThumbs(pairs(6))
+    single = singles(pairs(6))
     drawn = [list(WithPartners(single, seed=seed)) for seed in (1, 2)]
     partners = [[one.completions[1].ids.tolist() for one in trees] for trees in drawn]
     assert sum(one != other for one, other in zip(*partners, strict=True)) > 6
@@ -166,6 +198,43 @@ def test_what_is_said_about_the_balance():
     assert Case("kto", {"balance": True}).method().state_from(trees) == {"desirable_weight": 3.0, "undesirable_weight": 1.0}
     weighted = [own.with_weight(3.0) if own.completions[0].label else own for own in trees]
     assert Case("kto", {}).method().remarks(weighted) == ()
+
+
+def test_what_an_epoch_makes_of_the_kinds_decides():
+    """Twenty of each; those up are taken four times as often, or weigh so."""
+    trees = [tree([place], [5], label=place < 20) for place in range(40)]
+    times = np.array([4.0] * 20 + [1.0] * 20)
+    found = "thumbs: 20 up, 20 down, which weigh 80 and 20 in an epoch"
+    for given, taken in ((trees, times), ([own.with_weight(4.0 if place < 20 else 1.0) for place, own in enumerate(trees)], None)):
+        balanced, plain = (Case("kto", {"balance": balance}).method() for balance in (True, False))
+        assert balanced.state_from(given, times=taken) == pytest.approx({"desirable_weight": 1.0, "undesirable_weight": 3.0})
+        assert list(balanced.remarks(given, times=taken)) == [f"{found}; balanced by desirable_weight 1 and undesirable_weight 3"]
+        (note,) = plain.remarks(given, times=taken)
+        assert note.startswith(f"note: {found}; up weighs 4 times what down weighs")
+        assert note.endswith("--desirable-weight 1 --undesirable-weight 3")
+    assert Case("kto", {}).method().remarks(trees) == ()
+    assert Case("kto", {}).method().remarks([own.with_weight(5.0) for own in trees], times=times / times.sum()) != ()
+
+
+@pytest.mark.parametrize(("name", "settings"), [("kto", {}), ("bco", {"unpaired": True})])
+def test_one_kind_of_thumbs_is_told_whatever_the_other_s_number(name: str, settings: dict[str, object]):
+    method = Case(name, settings).method()
+    ups = [tree([place], [5], label=True) for place in range(3)]
+    downs = [
+        tree(
+            [9 + place],
+            [5],
+            label=False,
+        )
+        for place in range(2)
+    ]
+    only = "; with one kind only the model learns to give, or to avoid, everything that it is shown"
+    assert list(method.remarks(ups)) == [f"note: thumbs: 3 up, 0 down{only}"]
+    assert list(method.remarks(downs)) == [f"note: thumbs: 0 up, 2 down{only}"]
+    idle = [own.with_weight(0.0) for own in downs]
+    assert list(method.remarks([*ups, *idle])) == [f"note: thumbs: 3 up, 2 down, which weigh 3 and 0 in an epoch{only}"]
+    assert not list(method.remarks([*ups, *downs]))
+    assert Case("bco", {}).method().remarks(pairs(3)) == ()
 
 
 def test_figures_of_thumbs_by_hand(make_model):

@@ -176,10 +176,10 @@ def their_partners(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def before(self: WithPartners, trees: Any, *, seed: int) -> None:
         original(self, trees, seed=seed)
-        self.has_one_prompt, self.longest = True, 128  # take the neighbour, whatever its prompt, and all of it
+        self.longest = 128  # take all of it
         order = [*range(0, len(trees), 2), *range(1, len(trees), 2)]
         for place, own in enumerate(order):
-            self.after[own] = order[place - 1]
+            self.partners[own] = order[place - 1]
 
     monkeypatch.setattr(WithPartners, "__init__", before)
 

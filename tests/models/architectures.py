@@ -287,7 +287,7 @@ def measure(name: str) -> Measured:
     expected = gradients_of(model, expected_loss)
 
     batch = pack(pairs(), sharing=proof.path.sharing)
-    loss = dpo_losses(*batch.as_pairs(Policy(model, proof.path)(batch).sum())).sum()
+    loss = dpo_losses(*Policy(model, proof.path)(batch).sum().view(-1, 2).unbind(1)).sum()
     return Measured(
         path=proof.path,
         sentence=proof.sentence(),

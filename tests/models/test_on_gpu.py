@@ -65,7 +65,7 @@ def test_an_architecture(gpu: torch.device, name: str, record_property: Callable
     assert (proof.path.sharing, head_of(proof.path)) == (ARCHITECTURES[name].way, ARCHITECTURES[name].head)
 
     batch = pack(pairs(), sharing=proof.path.sharing, device=gpu)
-    loss = dpo_losses(*batch.as_pairs(Policy(model, proof.path)(batch).sum())).sum()
+    loss = dpo_losses(*Policy(model, proof.path)(batch).sum().view(-1, 2).unbind(1)).sum()
     gradients = gradients_of(model, loss)
     found = distances(loss, gradients, exact, expected)
     worst = max(relative_differences({key: value.cpu() for key, value in gradients.items()}, expected).values())
@@ -80,7 +80,7 @@ def test_an_architecture(gpu: torch.device, name: str, record_property: Callable
     proof = prove(model, max_length=64, autocast=torch.bfloat16)
     assert proof.path.sharing == ARCHITECTURES[name].way, proof.sentence()
     with torch.autocast(gpu.type, dtype=torch.bfloat16):
-        loss = dpo_losses(*batch.as_pairs(Policy(model, proof.path)(batch).sum())).sum()
+        loss = dpo_losses(*Policy(model, proof.path)(batch).sum().view(-1, 2).unbind(1)).sum()
     found = distances(loss, gradients_of(model, loss), exact, expected)
     record_property(
         "bf16", f"loss {found.loss:.1e} (plain {noise.loss:.1e}), gradients {found.gradients:.1e} (plain {noise.gradients:.1e})"
@@ -110,7 +110,7 @@ def test_a_base_in_four_bits_stands_for_the_weights_that_it_does_on_the_cpu(
         values = [dequantize_4bit(layer.weight.data, layer.weight.quant_state).cpu() for _, layer in four_bit_layers(model)]
         weights.append(torch.cat([value.flatten() for value in values]))
         batch = pack(pairs(), sharing="flat", device=device)
-        loss = dpo_losses(*batch.as_pairs(Policy(model, path)(batch).sum())).sum()
+        loss = dpo_losses(*Policy(model, path)(batch).sum().view(-1, 2).unbind(1)).sum()
         named = dict(trained_parameters(model))
         gradients.append({name: one.cpu() for name, one in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)})
     moved = float((weights[0] - weights[1]).abs().gt(1e-3 * weights[0].abs().max()).float().mean())

@@ -77,7 +77,7 @@ def loss_by_hand(policy: Policy, of_policy: Tensor, of_reference: Tensor, trees:
                 parameter.copy_(values[start : start + parameter.numel()].view_as(parameter))
                 start += parameter.numel()
             batch = pack(trees, sharing="flat")
-            sums.append(batch.as_pairs(model(batch).sum()))
+            sums.append(model(batch).sum().view(-1, 2).unbind(1))
     (chosen, rejected), (ref_chosen, ref_rejected) = sums
     margins = 0.3 * ((chosen - ref_chosen) - (rejected - ref_rejected))
     losses = [math.log1p(math.exp(-margin)) for margin in margins.tolist()]

@@ -94,6 +94,7 @@ def test_a_mix_takes_each_example_as_often_as_it_says_in_every_epoch():
     times = np.array([1.0] * 10 + [0.3] * 20 + [2.5] * 4)
     mix = Mix.of(times)
     assert mix.num_per_epoch == 10 + 6 + 10
+    assert mix.times.tolist() == times.tolist()
     order = DataOrder(len(times), 7, seed=5, epochs=4, mix=mix)
     assert order.num_taken == 4 * 26
     taken = np.concatenate([order.examples(step) for step in range(order.num_steps)])

@@ -275,7 +275,7 @@ def means(folder: Path, pairs: str, tmp_path: Path, batch_size: int) -> list[flo
     trees = load([pairs], DataSettings(data=[pairs], cache_dir=tmp_path / "cache", max_length=128), loaded.tokenizer, kind="pair").trees
     batch = pack([trees[index] for index in DataOrder(len(trees), batch_size, 0).examples(0)], sharing="plain")
     with torch.no_grad():
-        chosen, rejected = batch.as_pairs(Policy(loaded.model, EnginePath("plain", None))(batch).sum())
+        chosen, rejected = Policy(loaded.model, EnginePath("plain", None))(batch).sum().view(-1, 2).unbind(1)
     return [chosen.mean().item(), rejected.mean().item()]
 
 
@@ -433,7 +433,7 @@ class Hinge(Method):
         return {"seen": state["seen"] + sums["pairs"]}
 
     def loss(self, policy, reference, batch, *, statistics, state):
-        chosen_B, rejected_B = batch.as_pairs(policy.sum() - reference.sum())
+        chosen_B, rejected_B = (policy.sum() - reference.sum()).view(-1, 2).unbind(1)
         loss_B = (self.settings.gap - (chosen_B - rejected_B)).clamp(min=0).square()
         seen_B = torch.full_like(loss_B, state["seen"]).detach()
         return LossOutput((Term(loss_B, "pairs"),), {"seen": seen_B}, {"pairs": batch.weight_B.sum()})

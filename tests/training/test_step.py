@@ -29,7 +29,7 @@ class Coupled(Method):
 
     name = "coupled"
     settings_class = MethodSettings
-    needs = Needs(completions="pair", reference=True, outputs=frozenset({"entropy"}))
+    needs = Needs(completions="pair", reference=True, outputs=frozenset({"log_sum_squares"}))  # which brings the entropy
     units = {"pairs": one_per_example, "tokens": scored_tokens}
 
     def initial_state(self):
@@ -39,15 +39,15 @@ class Coupled(Method):
         return {"shift": 0.5 * state["shift"] + 0.5 * sums["total"] / sums["count"]}
 
     def statistics(self, policy, reference, batch):
-        ratio_B, _ = batch.as_pairs(policy.sum() - reference.sum())
+        ratio_B, _ = (policy.sum() - reference.sum()).view(-1, 2).unbind(1)
         return {"sum": (ratio_B * batch.weight_B).sum(), "count": batch.weight_B.sum()}
 
     def loss(self, policy, reference, batch, *, statistics, state):
         center = statistics["sum"] / statistics["count"]
-        chosen_B, rejected_B = batch.as_pairs(policy.sum() - reference.sum())
-        entropy_B, _ = batch.as_pairs(policy.sum_tokens(policy.entropy_N))
+        chosen_B, rejected_B = (policy.sum() - reference.sum()).view(-1, 2).unbind(1)
+        entropy_B, _ = policy.sum_tokens(policy.entropy_N).view(-1, 2).unbind(1)
         pairs = (chosen_B - center - state["shift"] - rejected_B).square()
-        nll_B = -sum(batch.as_pairs(policy.sum()))
+        nll_B = -sum(policy.sum().view(-1, 2).unbind(1))
         terms = (Term(pairs, "pairs"), Term(nll_B, "tokens", weight=0.3), Term(-entropy_B, "pairs", weight=0.1))
         state_sums = {"total": (chosen_B.detach() * batch.weight_B).sum(), "count": batch.weight_B.sum()}
         return LossOutput(terms, {"center": torch.full_like(chosen_B, center).detach()}, state_sums)

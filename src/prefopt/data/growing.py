@@ -169,6 +169,11 @@ class Growing:
         unused = [name for name in ("chat_template", "template_args") if getattr(self.settings, name)]
         if unused and self.chat is None:
             yield f"{' and '.join(unused)} had nothing to do: no row is a chat; `--text-as chat` makes plain prompts one"
+        if contrary := sum(reading.num_contrary for reading in self.readings):
+            yield (
+                f"{contrary:,} of {self.num_rows:,} rows bring scores that contradict their own order: a worse answer has the higher one. "
+                "The order counts; see whether chosen and rejected, or the scores, are the wrong way round"
+            )
         if self._has_raw and self.tokenizer.chat_template:
             yield "prompts are plain text and are used as they are; the tokenizer has a chat template, which `--text-as chat` would use"
         if self.chat is not None and self.chat.origin == "default":

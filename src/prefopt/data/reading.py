@@ -5,7 +5,7 @@ What must be known of all rows at the end (their number, columns that nobody rea
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any
 
 from prefopt.data.columns import is_turn
@@ -39,6 +39,7 @@ class Reading:
         source, recognised, mapping, kind, pairs_of_ranks: what is read, and how.
         num_rows: read so far, bad ones included.
         num_more: further examples, and parts left out, of rows that gave one already.
+        num_contrary: rows whose scores contradict the order of their answers.
         columns: seen so far, in the order of their first use.
         unread_in_turns: what turns hold beside role and content.
     """
@@ -50,6 +51,7 @@ class Reading:
     pairs_of_ranks: PairsOfRanks = "all"
     num_rows: int = 0
     num_more: int = 0
+    num_contrary: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     unread_in_turns: dict[str, None] = field(default_factory=dict)
 
@@ -70,6 +72,7 @@ class Reading:
             note_unread(row.value, read, self.unread_in_turns)
             examples = self._examples(row)
             self.num_more += len(examples) - 1
+            self.num_contrary += is_contrary([entry.example for entry in examples if isinstance(entry, Read)])
             yield from examples
 
     def again(self) -> "Reading":
@@ -126,6 +129,22 @@ def readings(opened: Sequence[Source], settings: DataSettings, kind: Kind) -> li
 def pairs_of(settings: DataSettings) -> PairsOfRanks:
     """Which pairs a ranking comes to."""
     return settings.pairs_of_ranks if isinstance(settings, PairSettings) else "all"
+
+
+def is_contrary(examples: Sequence[Example]) -> bool:
+    """Whether of a row's answers one that is worse, by rank or thumb, brings the higher score.
+
+    Args:
+        examples: of the row: a pair, a ranking, the pairs of one, or single answers.
+    """
+    single = [example.answers[0] for example in examples if len(example.answers) == 1]
+    together = [example.answers for example in examples if len(example.answers) > 1]
+    for answers in (single, *together):
+        scored = [(answer.label if answer.rank is None else -answer.rank, answer.reward) for answer in answers]
+        known = [(merit, score) for merit, score in scored if merit is not None and score is not None]
+        if any(one > other and own < its for (one, own), (other, its) in permutations(known, 2)):
+            return True
+    return False
 
 
 def note_unread(columns: Mapping[str, Any], read: Set[str], found: dict[str, None]) -> None:

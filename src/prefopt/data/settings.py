@@ -91,11 +91,11 @@ class PairSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _whole_rankings_come_to_no_pairs(self) -> "PairSettings":
+    def _what_is_no_pair_is_not_made_of_ranks(self) -> "PairSettings":
         switched = [(name, kind) for name, kind in readings(type(self)).items() if getattr(self, name)]  # of methods that have such
         if self.pairs_of_ranks != "all" and switched:
             [(name, kind), *_] = switched
-            how = "reads it whole" if kind == "ranked" else "reads no pairs"
+            how = "reads it whole" if kind == "ranked" else "reads single answers"
             raise ValueError(f"pairs_of_ranks says which pairs are made of a ranking, and {name} {how}: leave one of them out")
         return self
 

@@ -67,11 +67,6 @@ class TreeBatch:
         """Positions that the model computes, padding included."""
         return self.input_ids.numel() + (self.layout.completion_ids_CL.numel() if isinstance(self.layout, ForkLayout) else 0)
 
-    def as_pairs(self, values_C: Tensor) -> tuple[Tensor, Tensor]:
-        """Values of chosen and of rejected, [B] each; only for trees of two completions."""
-        chosen_B, rejected_B = values_C.view(-1, 2).unbind(1)
-        return chosen_B, rejected_B
-
     def by_tree(self, values_C: Tensor, *, fill: float = 0.0) -> tuple[Tensor, Tensor]:
         """Values as [B, K] with `fill` where a tree has fewer than K completions, and the mask of those that exist."""
         sizes_B = torch.tensor([len(tree.completions) for tree in self.trees], device=values_C.device)

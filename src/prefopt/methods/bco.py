@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from prefopt.methods.maths import in_float32, log_sigmoid
-from prefopt.methods.method import DefaultRates, LossOutput, Needs, Setting, State, Term, one_per_example
+from prefopt.methods.method import DefaultRates, LossOutput, Needs, Setting, State, Term, Times, one_per_example
 from prefopt.methods.options import SFTWeight
 from prefopt.methods.pair_method import BetaSettings, PairMethod, PairSettings
-from prefopt.methods.thumbs import SingleThumbs, thumb_metrics
+from prefopt.methods.thumbs import Thumbs, thumb_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,9 +121,10 @@ class BCO(PairMethod):
 
     settings: BCOSettings
 
-    def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
-        """One tree per answer, where each has its thumb."""
-        return SingleThumbs(trees) if self.settings.unpaired else super().arrange(trees, seed=seed)
+    def remarks(self, trees: Sequence[PromptTree], *, times: Times | None = None) -> Sequence[str]:
+        """That there is but one kind of thumbs, where that is so."""
+        one_kind = Thumbs.of(trees, times).one_kind() if self.settings.unpaired else ""
+        return (f"note: {one_kind}",) if one_kind else ()
 
     def initial_state(self) -> State:
         """Nothing is seen yet."""

@@ -9,9 +9,10 @@ Ethayarajh et al. 2024, arXiv 2402.01306, equation 8.
 
 When to use it: answers have a thumb up or down each, or one kind is much rarer than the other. Pairs serve too: the chosen answer is
 up, the rejected one down.
-What to watch: `rewards/desirable` above `z0`·β and `rewards/undesirable` below; `kl`, because answers that are far from z₀ on the right
-side have no gradient. λ_D times the number of thumbs up should be 1 to 1½ times λ_U times that of thumbs down: the run says so
-where it is not, and `balance` sees to it.
+What to watch: `rewards/desirable` above `z0`·β and `rewards/undesirable` below; `kl`. Answers far from z₀ have hardly any gradient, on the
+right side, where they are learned, and on the wrong one too: what the policy has moved the wrong way by several 1/β it no longer
+learns, and neither does it learn from thumbs that contradict all others. λ_D times the number of thumbs up should be 1 to 1½ times λ_U
+times that of thumbs down: the run says so where it is not, and `balance` sees to it.
 Deviations from the paper: z₀ is over the whole optimizer batch, not over the part of it that one device happens to hold, and its
 answers come from other prompts by a draw that holds for the whole run (paper and HALOs: the neighbour in the batch), so that the
 reference's values are computed once. It takes a pass without gradients over these answers before each step.
@@ -37,9 +38,10 @@ from prefopt.methods.method import (
     Setting,
     State,
     Term,
+    Times,
     one_per_example,
 )
-from prefopt.methods.thumbs import SingleThumbs, WithPartners, counts, thumb_metrics
+from prefopt.methods.thumbs import Thumbs, WithPartners, thumb_metrics
 from prefopt.trees import PromptTree
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def balancing_weights(up: float, down: float) -> tuple[float, float]:
     """λ_D and λ_U that bring λ_D·n_D / (λ_U·n_U) to the nearer end of `BALANCED`: the rarer kind's weight is raised.
 
     Args:
-        up, down: how many there are of each, by weight.
+        up, down: how many there are of each, by weight and by how often an epoch takes them.
 
     Example:
         >>> balancing_weights(100.0, 400.0), balancing_weights(400.0, 100.0), balancing_weights(110.0, 100.0)
@@ -142,7 +144,7 @@ class KTO(Method):
 
     def arrange(self, trees: Sequence[PromptTree], *, seed: int) -> Sequence[PromptTree]:
         """One tree per answer, with its partner."""
-        return WithPartners(SingleThumbs(trees), seed=seed)
+        return WithPartners(trees, seed=seed)
 
     def in_loss(self, tree: PromptTree) -> PromptTree:
         """The answer without its partner."""
@@ -156,28 +158,30 @@ class KTO(Method):
         """The weights of the two kinds, which do not change."""
         return {"desirable_weight": self.settings.desirable_weight, "undesirable_weight": self.settings.undesirable_weight}
 
-    def state_from(self, trees: Sequence[PromptTree]) -> State:
-        """The same, chosen by their numbers where that is asked."""
+    def state_from(self, trees: Sequence[PromptTree], *, times: Times | None = None) -> State:
+        """The same, chosen by what an epoch makes of the kinds where that is asked."""
+        return self._weights(Thumbs.of(trees, times)) if self.settings.balance else self.initial_state()
+
+    def _weights(self, thumbs: Thumbs) -> State:
+        """λ of both kinds."""
         if not self.settings.balance:
             return self.initial_state()
-        return dict(zip(("desirable_weight", "undesirable_weight"), balancing_weights(*counts(trees)), strict=True))
+        return dict(zip(("desirable_weight", "undesirable_weight"), balancing_weights(thumbs.up, thumbs.down), strict=True))
 
-    def remarks(self, trees: Sequence[PromptTree]) -> Sequence[str]:
-        """How the kinds weigh against each other."""
-        up, down = counts(trees)
-        weights = self.state_from(trees)
-        found = f"thumbs: {up:g} up, {down:g} down"
-        if isinstance(trees, WithPartners) and trees.has_one_prompt:
-            found += "; all answer one prompt, so z0 is measured on answers to that prompt too"
-        if not up or not down:
-            return (f"note: {found}; with one kind only the model learns to give, or to avoid, everything that it is shown",)
-        of_up, of_down = weights["desirable_weight"], weights["undesirable_weight"]
+    def remarks(self, trees: Sequence[PromptTree], *, times: Times | None = None) -> Sequence[str]:
+        """How the kinds weigh against each other, and where z₀ rests on few answers."""
+        thumbs = Thumbs.of(trees, times)
+        narrowness = trees.narrowness() if isinstance(trees, WithPartners) else ""
+        found = f"{thumbs}; {narrowness}" if narrowness else str(thumbs)
+        if one_kind := thumbs.one_kind():
+            return (f"note: {one_kind}", *([f"note: {narrowness}"] if narrowness else []))
+        of_up, of_down = self._weights(thumbs).values()
         if self.settings.balance:
             return (f"{found}; balanced by desirable_weight {of_up:.4g} and undesirable_weight {of_down:.4g}",)
-        ratio = of_up * up / (of_down * down) if of_down else float("inf")
+        ratio = of_up * thumbs.up / (of_down * thumbs.down) if of_down else float("inf")
         if STILL_BALANCED[0] <= ratio <= STILL_BALANCED[1]:
-            return (f"note: {found}",) if "; " in found else ()
-        proposed = balancing_weights(up, down)
+            return (f"note: {found}",) if narrowness else ()
+        proposed = balancing_weights(thumbs.up, thumbs.down)
         weights_of_both = f"--desirable-weight {proposed[0]:.4g} --undesirable-weight {proposed[1]:.4g}"
         return (
             f"note: {found}; up weighs {ratio:.3g} times what down weighs, and 1 to 1.5 is usual: give --balance, or {weights_of_both}",

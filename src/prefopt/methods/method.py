@@ -23,6 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from prefopt.config import Setting, Settings, readings
 from prefopt.models.settings import ModelKind
 from prefopt.trees import PromptTree
@@ -37,6 +40,7 @@ __all__ = [
     "Setting",
     "State",
     "Term",
+    "Times",
     "one_per_example",
     "scored_tokens",
 ]
@@ -50,10 +54,13 @@ if TYPE_CHECKING:
 Completions = Literal["demonstration", "pair", "thumbs", "ranked"]
 """Shapes of data: one completion per prompt; a chosen and a rejected one; one with a thumb up or down; several with their ranks."""
 
-Output = Literal["entropy", "log_sum_squares"]
+Output = Literal["log_sum_squares"]
 """What the forward pass of a language model can give beside log-probabilities."""
 
 CountOfTree = Callable[[PromptTree], float]
+Times = npt.NDArray[np.float64]
+"""How often an epoch takes each tree, on average."""
+
 State = dict[str, float]
 
 
@@ -172,11 +179,12 @@ class Method(ABC):
         """
         return trees
 
-    def remarks(self, trees: Sequence[PromptTree]) -> Sequence[str]:
+    def remarks(self, trees: Sequence[PromptTree], *, times: Times | None = None) -> Sequence[str]:
         """Sentences about the examples to train on that the user should read before the run.
 
         Args:
             trees: as `arrange` gave them.
+            times: how often an epoch takes each; None: once.
         """
         return ()
 
@@ -192,8 +200,8 @@ class Method(ABC):
         """What the method carries from step to step, before the first."""
         return {}
 
-    def state_from(self, trees: Sequence[PromptTree]) -> State:
-        """The same where it depends on the examples to train on, as `arrange` gave them."""
+    def state_from(self, trees: Sequence[PromptTree], *, times: Times | None = None) -> State:
+        """The same where it depends on the examples to train on; the arguments are as those of `remarks`."""
         return self.initial_state()
 
     def next_state(self, state: State, sums: Mapping[str, float]) -> State:

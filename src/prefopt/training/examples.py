@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data.dataset import Dataset, load, source_of, split
 from prefopt.data.store import JoinedTrees, choose
 from prefopt.errors import DataError
-from prefopt.methods.method import Method
+from prefopt.methods.method import Method, Times
 from prefopt.models.load import LoadedModel
 from prefopt.models.read import context_of
 from prefopt.training.order import DataOrder, Mix
@@ -45,6 +45,11 @@ class RunData:
     end_of_turn: str
     tokenizer: PreTrainedTokenizerBase
     mix: Mix | None = None
+
+    @property
+    def times(self) -> Times | None:
+        """The same as the methods read it."""
+        return None if self.mix is None else self.mix.times
 
 
 def within_context(settings: RunSettings, loaded: LoadedModel, narrator: Narrator) -> RunSettings:
@@ -94,7 +99,8 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
     arranged = method.arrange(trees, seed=settings.seed)
     arranged_held_out = list(method.arrange(held_out, seed=settings.seed)) if held_out else []
-    for line in method.remarks(arranged):
+    mix = mix_of(dataset, arranged, narrator)
+    for line in method.remarks(arranged, times=None if mix is None else mix.times):
         narrator.say(line)
     lengths = mean_lengths([method.in_loss(tree) for tree in arranged_held_out])
     facts |= {"num_train": len(arranged), "num_held_out": len(arranged_held_out), "held_out_lengths": lengths}
@@ -107,7 +113,7 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
         template_to_save(dataset, loaded),
         dataset.end_of_turn,
         loaded.tokenizer,
-        mix_of(dataset, arranged, narrator),
+        mix,
     )
 
 

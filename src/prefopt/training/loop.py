@@ -180,7 +180,7 @@ class Trainer:
         return pack(micro_batch.trees, sharing=self.policy.path.sharing, device=self.processes.device)
 
     def _forward(self, policy: Callable[..., TokenLogps], batch: TreeBatch) -> tuple[TokenLogps, ReferenceLogps | None]:
-        extras = bool(self.method.needs.outputs & {"entropy", "log_sum_squares"})
+        extras = "log_sum_squares" in self.method.needs.outputs
         with torch.autocast(batch.input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             # The reference first: it may switch adapters, and recomputation in the backward pass must find the policy's.
             reference = None if self.reference is None else self.reference.logps(batch)

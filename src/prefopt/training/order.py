@@ -32,6 +32,14 @@ class Mix:
         """Examples of an epoch, repeats counted; the same for every epoch."""
         return max(1, sum(self._whole(times) * len(own) + self._num_drawn(own, times) for own, times in self.parts))
 
+    @property
+    def times(self) -> npt.NDArray[np.float64]:
+        """How often each example is taken: what the mix was made from."""
+        times = np.empty(sum(len(own) for own, _ in self.parts))
+        for own, value in self.parts:
+            times[own] = value
+        return times
+
     def examples(self, seed: int, epoch: int) -> Indices:
         """The examples of an epoch, in the order of its drawing."""
         rng = np.random.default_rng([seed, epoch])

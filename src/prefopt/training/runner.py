@@ -128,7 +128,7 @@ class Runner:
         return self.opening | self._sum_up(course, seconds)
 
     def _start(self, stop: StopRequest) -> Course:
-        state = self.trainer.method.state_from(self.data.train)
+        state = self.trainer.method.state_from(self.data.train, times=self.data.times)
         if self.trainer.reference is not None:
             self.opening["start_difference"] = check_start(
                 self.trainer.policy,
