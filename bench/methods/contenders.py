@@ -96,7 +96,7 @@ CONTENDERS: dict[str, Contender] = {
     "ipo + sft": Contender("ipo", "beta", (1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
     "kto": Contender("kto", "beta", SUMS),
     "orpo": Contender("orpo", "learning_rate", RATES, {"odds_weight": 1.0}),
-    "simpo": Contender("simpo", "learning_rate", RATES),
+    "simpo": Contender("simpo", "learning_rate", (1.0, 2.0, 4.0)),
     "cpo": Contender("cpo", "beta", SUMS),
     "robust": Contender("robust", "beta", SUMS, {"label_smoothing": 0.1}),
     "hinge": Contender("hinge", "beta", SUMS),
