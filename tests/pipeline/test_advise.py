@@ -372,6 +372,8 @@ def test_thumbs_are_unbalanced_outside_of_what_kto_says():
         down = 10_000
         assert bool(signs.is_unbalanced(facts("thumbs", thumbs=Thumbs(ratio * down, down)))) is holds
     assert not signs.is_unbalanced(facts("thumbs", thumbs=Thumbs(0.0, 3.0)))
+    alike = facts("thumbs", counts=Counts(1000, 4000), thumbs=Thumbs(1000, 4000))
+    assert signs.is_unbalanced(alike) == "1,000 up and 4,000 down: up weighs 0.25 times what down weighs"
 
 
 def test_demonstrations_beside_what_is_judged_set_the_pace_of_sft_alone():

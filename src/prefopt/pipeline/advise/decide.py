@@ -103,7 +103,7 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
             reasons["lora_rank"] = f"{verdict.rule.then}: {verdict.because}"
     beside, untuned = signs.are_beside(facts), signs.is_untuned(facts)
     stages = ["sft", name] if name != "sft" and (beside or untuned) else [name]
-    under = {stage: learning_rate(facts, shared, stage) for stage in stages}
+    under: dict[str, dict[str, Any]] = {stage: {**learning_rate(facts, shared, stage)} for stage in stages}
     under[name] = {**own, **under[name]}
     place: dict[str, Any] = {"model": settings.model} if settings.model else {}
     place |= {"data": settings.data, "out": "runs/advised"}

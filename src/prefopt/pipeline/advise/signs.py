@@ -268,7 +268,10 @@ def is_unbalanced(facts: Facts) -> str:
     up, down = facts.thumbs.up, facts.thumbs.down
     if not (is_thumbs(facts) and up and down) or STILL_BALANCED[0] <= up / down <= STILL_BALANCED[1]:
         return ""
-    weigh = f"{facts.counts.num_up:,} up weigh {up:,.6g}, {facts.counts.num_down:,} down {down:,.6g}"
+    num_up, num_down = facts.counts.num_up, facts.counts.num_down
+    weigh = f"{num_up:,} up and {num_down:,} down"
+    if (num_up, num_down) != (up, down):
+        weigh = f"{num_up:,} up weigh {up:,.6g}, {num_down:,} down {down:,.6g}"
     return f"{weigh}: up weighs {up / down:.2g} times what down weighs"
 
 
