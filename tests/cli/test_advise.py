@@ -26,6 +26,10 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
 def pairs(count: int = 24) -> list[dict[str, str]]:
     return [
         {"prompt": f"How wide is sea {n}?", "chosen": f" It is {n} miles wide.", "rejected": f" I do not know {n}."} for n in range(count)
@@ -70,8 +74,11 @@ def test_pairs_beside_demonstrations_run_as_two_stages_that_each_read_their_own(
     assert (values["stages"], values["data"], values["ipo"]["data"]) == (["sft", "ipo"], [judged, str(good)], [judged])
     ran = prefopt("train", "--config", str(config), "--out", str(out), "--samples", "0", "--max-steps", "1").check()
     assert ran.code == 0, ran.err
-    trees = {stage: json.loads((out / stage / "summary.json").read_text())["data"] for stage in ("sft", "ipo")}
-    assert {stage: found["num_trees"] for stage, found in trees.items()} == {"sft": 90, "ipo": 60}
+    about = {stage: json.loads((out / stage / "manifest.json").read_text())["data"] for stage in ("sft", "ipo")}
+    assert {stage: found["summary"]["num_trees"] for stage, found in about.items()} == {"sft": 90, "ipo": 60}
+    held = {stage: {line["row"] for line in lines_of(out / stage / "held_out.jsonl")} for stage in about}
+    assert held["ipo"]
+    assert held["ipo"] <= held["sft"]  # no pair that is held out was learned before
 
 
 def test_from_python_the_figures_and_the_advice_are_at_hand(tmp_path: Path):

@@ -170,8 +170,10 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
         Rule(
             signs.is_graded,
-            "GRADED_THEN",
-            "GRADED_WHY",
+            "`kto` on all as they are; or pairs of a good and a bad answer to one prompt (`recipes/graded_pairs.py`), and `dpop` with "
+            "`penalty` 5 (`recipes/code.yaml`)",
+            "KTO takes answers that find no partner, too. Which does better was not measured side by side: on GSM8K solutions KTO put 69 % of "
+            "couples of any two questions right, DPO-Positive 74 % of pairs of one question",
             "[dpop](methods/dpop.md); [kto](methods/kto.md); [experiments](experiments.md)",
             ("kto",),
         ),
