@@ -172,8 +172,8 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             signs.is_graded,
             "`kto` on all as they are; or pairs of a good and a bad answer to one prompt (`recipes/graded_pairs.py`), and `dpop` with "
             "`penalty` 5 (`recipes/code.yaml`)",
-            "KTO takes answers that find no partner, too. Which does better was not measured side by side: on GSM8K solutions KTO put 69 % of "
-            "couples of any two questions right, DPO-Positive 74 % of pairs of one question",
+            "KTO takes answers that find no partner, too. Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
+            "the pairs in 55 %, DPO in 60 % (standard error 4 %), and the right answers lost 9.5 nats, gained 0.3 and lost 2.7",
             "[dpop](methods/dpop.md); [kto](methods/kto.md); [experiments](experiments.md)",
             ("kto",),
         ),
@@ -196,8 +196,8 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         Rule(
             signs.is_edited,
             "`dpop` with `penalty` 5",
-            "Where two answers differ in few tokens, DPO takes the chosen one down with the other. Of 98 held-out GSM8K pairs a penalty "
-            "of 5 was right in 74 %, DPO in 70 %, the paper's 50 in 64 %",
+            "Where two answers differ in few tokens, DPO takes the chosen one down with the other: on GSM8K pairs by 3.5 nats, where a "
+            "penalty of 5 kept it (+0.6) and was right no less often (74 % of 98, DPO 70 %, the paper's penalty of 50 64 %)",
             "[dpop](methods/dpop.md); [experiments](experiments.md)",
             ("dpop",),
             to(penalty=5.0),
