@@ -26,6 +26,10 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
 def pairs(count: int = 24) -> list[dict[str, str]]:
     return [
         {"prompt": f"How wide is sea {n}?", "chosen": f" It is {n} miles wide.", "rejected": f" I do not know {n}."} for n in range(count)
@@ -57,6 +61,24 @@ def test_without_a_model_the_settings_run_with_one(tmp_path: Path, model_folder:
     assert read_yaml(config)["balance"] is True
     ran = prefopt("train", "--config", str(config), "--model", str(model_folder()), "--out", str(out), "--samples", "0").check()
     assert ran.code == 0, ran.err
+
+
+def test_pairs_beside_demonstrations_run_as_two_stages_that_each_read_their_own(tmp_path: Path, model_folder: Callable[..., Path]):
+    config, out = tmp_path / "advice.yaml", tmp_path / "run"
+    judged, good = written(tmp_path, pairs(60)), tmp_path / "good.jsonl"
+    long = " ".join(f"Mile {n} is one more." for n in range(20))
+    good.write_text("".join(json.dumps({"prompt": f"Tell me of sea {n}.", "completion": f" {long} {n}"}) + "\n" for n in range(80, 110)))
+    advice = prefopt("advise", judged, str(good), "--model", str(model_folder()), "--write", str(config)).check()
+    assert advice.code == 0, advice.err
+    values = read_yaml(config)
+    assert (values["stages"], values["data"], values["ipo"]["data"]) == (["sft", "ipo"], [judged, str(good)], [judged])
+    ran = prefopt("train", "--config", str(config), "--out", str(out), "--samples", "0", "--max-steps", "1").check()
+    assert ran.code == 0, ran.err
+    about = {stage: json.loads((out / stage / "manifest.json").read_text())["data"] for stage in ("sft", "ipo")}
+    assert {stage: found["summary"]["num_trees"] for stage, found in about.items()} == {"sft": 90, "ipo": 60}
+    held = {stage: {line["row"] for line in lines_of(out / stage / "held_out.jsonl")} for stage in about}
+    assert held["ipo"]
+    assert held["ipo"] <= held["sft"]  # no pair that is held out was learned before
 
 
 def test_from_python_the_figures_and_the_advice_are_at_hand(tmp_path: Path):

@@ -15,7 +15,7 @@ from prefopt.methods.kto import STILL_BALANCED
 from prefopt.methods.table import METHODS
 from prefopt.pipeline.advise import choices, signs
 from prefopt.pipeline.advise.decide import Decision, Verdict, decide
-from prefopt.pipeline.advise.facts import Content, Count, Facts, Lengths, Model, Spread, Way, counted, percent
+from prefopt.pipeline.advise.facts import Beside, Content, Count, Facts, Lengths, Model, Spread, Thumbs, Way, counted, percent
 from prefopt.pipeline.advise.noise import Agreement, of_most
 from prefopt.pipeline.advise.page import commands, page, yaml_of
 from prefopt.pipeline.advise.rules import RULES, Rule
@@ -36,6 +36,7 @@ def facts(kind: str = "pair", num: int = 5000, **changes: Any) -> Facts:
         faults={},
         passed={},
         sampled=num,
+        thumbs=Thumbs(*map(float, up_down)),
         counts=Counts(*up_down, branches=Counter({1 if kind in ("thumbs", "demonstration") else 2: num})),
         lengths=Lengths("characters", spread, spread, spread, 0.5, longer_chosen=Count(num // 2, num)),
         content=Content({"English": 1.0}, none, none, none, none, none, none, none, none, none),
@@ -74,6 +75,19 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"stages": ["sft", "dpo"], "sft": {"learning_rate": 2e-5}, "dpo": {"beta": 0.1, "learning_rate": 5e-7}},
     ),
     "is-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
+    "are-beside": (
+        facts(data=("pairs.jsonl",), beside=Beside(("good.jsonl",), 100_000, 100_000)),
+        "100,000 good answers in good.jsonl, beside 5,000 pairs",
+        {
+            "stages": ["sft", "dpo"],
+            "data": ["data.jsonl"],
+            "epochs": 1.0,
+            "eval_every_steps": 7,
+            "sft": {"eval_every_steps": 155},
+            "dpo": {"data": ["pairs.jsonl"], "beta": 0.1},
+        },
+    ),
+    "has-strays": (facts(strays={"demonstration": 40, "thumbs": 2}), "40 demonstrations and 2 thumbs are left out", {"method": "dpo"}),
     "has-copies": (
         facts(content=content(repeated=Count(100, 5000), near=Count(0, 4900))),
         "100 of 5,000 examples (2 %) repeat an earlier one",
@@ -91,9 +105,15 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "4,900 of 5,000 good answers (98 %) end in a final answer that could be checked",
         {"method": "sft"},
     ),
+    "has-no-judge": (facts("demonstration", have=("no-judge",)), "nothing can judge answers, as you say", {"method": "sft"}),
     "is-prompts": (facts("prompts", 300), "300 prompts, and no answers", {}),
     "is-all-down": (facts("thumbs", counts=Counts(0, 7)), "7 thumbs down, none up", {}),
     "is-all-up": (facts("thumbs", counts=Counts(7, 0)), "7 thumbs up, none down", {"method": "sft"}),
+    "is-graded": (
+        facts("thumbs", thumbs=Thumbs(2500, 2500, Count(700, 1300), 950)),
+        "700 of 1,300 prompts (54 %) have a good and a bad answer, which gives 950 pairs",
+        {"method": "kto"},
+    ),
     "is-thumbs": (facts("thumbs", counts=Counts(2600, 2400)), "2,600 thumbs up, 2,400 down", {"method": "kto", "beta": 0.1}),
     "is-demonstrations": (
         facts("demonstration"),
@@ -108,7 +128,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
     "is-edited": (
         facts(content=content(alike=Count(2000, 5000))),
         "in 2,000 of 5,000 pairs (40 %) the two answers share most of their wording",
-        {"method": "dpop"},
+        {"method": "dpop", "penalty": 5.0},
     ),
     "is-noise-known": (
         facts(agreement=NOISY),
@@ -124,7 +144,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
     "is-longer-better": (
         facts(lengths=longer(3500, 5000)),
         "the chosen answer is the longer one in 3,500 of 5,000 pairs of different length (70 %)",
-        {"method": "rdpo", "beta": 0.1},
+        {"method": "dpo", "beta": 0.1, "length_weight": None},
     ),
     "is-pairs": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
     "is-nothing-fitting": (
@@ -150,8 +170,8 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
     "is-few": (facts("thumbs", 100), "100 examples, fewer than 1,000", {"epochs": 3.0, "early_stop": 2, "eval_fraction": 0.1}),
     "is-short": (facts(num=1500), "1,500 examples in batches of 64: 23 steps", {"batch_size": 32, "eval_every_steps": 4}),
     "is-unbalanced": (
-        facts("thumbs", counts=Counts(1000, 4000)),
-        "1,000 up and 4,000 down: up weighs 0.25 times what down weighs",
+        facts("thumbs", counts=Counts(1000, 4000), thumbs=Thumbs(1000, 8000.5)),
+        "1,000 up weigh 1,000, 4,000 down 8,000.5: up weighs 0.12 times what down weighs",
         {"method": "kto", "balance": True},
     ),
     "is-faulty": (
@@ -234,7 +254,7 @@ def test_a_method_that_is_not_there_is_said_and_the_next_row_decides():
 
 def test_rows_below_the_one_that_decides_are_named():
     decision = decided(facts(num=400, lengths=longer(300, 400)))
-    assert [verdict.rule.method for verdict in (decision.method, *decision.also)] == ["ipo", "rdpo", "dpo"]
+    assert [verdict.rule.method for verdict in (decision.method, *decision.also)] == ["ipo", "dpo", "dpo"]
 
 
 def test_settings_that_were_given_win():
@@ -350,7 +370,36 @@ def test_thumbs_are_unbalanced_outside_of_what_kto_says():
     low, high = STILL_BALANCED
     for ratio, holds in ((low, False), (high, False), (high * 1.01, True), (low * 0.99, True)):
         down = 10_000
-        assert bool(signs.is_unbalanced(facts("thumbs", counts=Counts(round(ratio * down), down)))) is holds
+        assert bool(signs.is_unbalanced(facts("thumbs", thumbs=Thumbs(ratio * down, down)))) is holds
+    assert not signs.is_unbalanced(facts("thumbs", thumbs=Thumbs(0.0, 3.0)))
+    alike = facts("thumbs", counts=Counts(1000, 4000), thumbs=Thumbs(1000, 4000))
+    assert signs.is_unbalanced(alike) == "1,000 up and 4,000 down: up weighs 0.25 times what down weighs"
+
+
+def test_demonstrations_beside_what_is_judged_set_the_pace_of_sft_alone():
+    found = facts(num=400, data=("pairs.jsonl",), beside=Beside(("good.jsonl",), 5000, 5000))
+    config = decided(found).config
+    assert (config["epochs"], config["batch_size"], config["eval_every_steps"], config["eval_fraction"]) == (3.0, 32, 3, 0.1)
+    assert config["sft"] == {"epochs": 1.0, "batch_size": 64, "eval_every_steps": 7}
+    assert config["ipo"] == {"data": ["pairs.jsonl"], "beta": 0.1}
+    assert signs.is_model_unknown(found) == ""
+
+
+@pytest.mark.parametrize(("up", "down"), [(400, 0), (0, 400)])
+def test_thumbs_of_one_kind_beside_demonstrations_leave_sft_on_the_good_answers(up: int, down: int):
+    thumbs = facts("thumbs", 400, counts=Counts(up, down), thumbs=Thumbs(up, down), data=("thumbs.jsonl",))
+    found = replace(thumbs, beside=Beside(("good.jsonl",), 4600 if up else 5000, 4600 if up else 5000))
+    config = decided(found).config
+    assert (config["method"], config["data"], config["epochs"]) == ("sft", ["data.jsonl"], 1.0)
+    assert choices.num_steps(choices.all_good(found)) == 71  # of 5,000 without the tenth that the 400 have held out
+    assert bool(signs.are_beside(found)) is bool(down)
+
+
+def test_without_a_judge_prompts_need_answers_and_are_not_trained_on():
+    decision = decided(facts("prompts", 300, have=("no-judge",)))
+    assert decision.method.because == "nothing can judge answers, as you say"
+    assert decision.config == {}
+    assert signs.has_no_judge(facts(have=("no-judge",))) == ""
 
 
 def test_the_rate_of_wrong_verdicts_follows_from_agreement():

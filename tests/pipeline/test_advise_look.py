@@ -13,8 +13,10 @@ from prefopt.errors import ConfigError, DataError
 from prefopt.pipeline.advise import look as looking
 from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.content import latin_language
-from prefopt.pipeline.advise.facts import Count, Facts
+from prefopt.pipeline.advise.decide import decide
+from prefopt.pipeline.advise.facts import Beside, Count, Facts
 from prefopt.pipeline.advise.look import SPACE, Sample, digest, group_of, look
+from prefopt.pipeline.advise.page import page
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 WORDS = tuple(f"word{letter}" for letter in "abcdefghijklmnopqrstuvwx")
@@ -58,7 +60,37 @@ def test_verdicts_both_ways_are_counted_and_copies_are_no_verdicts(tmp_path: Pat
     rows += [pair(3), pair(3)]  # the same in every column
     found = looked(tmp_path, rows)
     assert (found.agreement.agree, found.agreement.couples, found.agreement.pairs, found.agreement.contradicted) == (1, 2, 22, 1)
-    assert found.content.repeated == Count(3, 26)
+    assert found.content.repeated == Count(2, 26)  # a second verdict that agrees is no copy
+
+
+def test_demonstrations_with_the_same_texts_are_copies_whatever_else_a_row_says(tmp_path: Path):
+    rows = [{"prompt": sentence(n % 4), "completion": sentence(n % 4 + 100), "id": n} for n in range(10)]
+    assert looked(tmp_path, rows).content.repeated == Count(6, 10)
+    judged = looked(tmp_path, [row | {"label": n % 2} for n, row in enumerate(rows)])
+    assert judged.content.repeated == Count(0, 10)
+
+
+def test_thumbs_weigh_what_their_rows_say_as_often_as_an_epoch_takes_them(tmp_path: Path):
+    rows = [{"prompt": sentence(n), "completion": sentence(n + 100), "label": True} for n in range(8)]
+    ups = written(tmp_path, [row | {"weight": 1.5} for row in rows], "ups.jsonl")
+    downs = written(tmp_path, [row | {"label": False} for row in rows], "downs.jsonl")
+    found = look(AdviseSettings(data=[f"{ups}:4", downs]))
+    assert (found.counts.num_up, found.counts.num_down) == (8, 8)
+    assert (found.thumbs.up, found.thumbs.down) == (48.0, 8.0)
+    assert signs.is_unbalanced(found) == "8 up weigh 48, 8 down 8: up weighs 6 times what down weighs"
+    assert not signs.is_unbalanced(look(AdviseSettings(data=[f"{ups}:2", f"{downs}:2.5"])))  # 24 and 20
+
+
+def test_prompts_with_a_good_and_a_bad_answer_are_counted_with_their_pairs(tmp_path: Path):
+    labels = {0: (1, 1, 0), 1: (1, 0, 0), 2: (1, 1), 3: (0,), 4: (1, 1, 0, 0)}
+    rows = [
+        {"prompt": sentence(n), "completion": sentence(n * 9 + k + 100), "label": label}
+        for n, own in labels.items()
+        for k, label in enumerate(own)
+    ]
+    found = looked(tmp_path, rows)
+    assert (found.thumbs.graded, found.thumbs.num_pairs) == (Count(3, 5), 1 + 1 + 2)
+    assert signs.is_graded(found) == "3 of 5 prompts (60 %) have a good and a bad answer, which gives 4 pairs"
 
 
 def test_votes_agree_within_rows(tmp_path: Path):
@@ -71,6 +103,10 @@ def test_votes_agree_within_rows(tmp_path: Path):
     assert (found.agreement.agree, found.agreement.couples) == (3 + 1 + 1, 3 + 3 + 1)
     assert (found.agreement.pairs, found.agreement.contradicted) == (3, 1)
     assert found.passed == {"tie": 1}
+    assert found.agreement.ties == 4
+    line = " ".join(" ".join(page(found, decide(AdviseSettings(data=["x"]), found))).split())
+    assert "votes for an answer agree in 5 of 7 couples (71 %)" in line
+    assert "4 votes for neither are left out" in line
 
 
 def test_blank_and_same_answers_are_faults_and_ties_are_not(tmp_path: Path):
@@ -135,6 +171,46 @@ def test_sources_of_several_kinds_serve_as_what_they_have_in_common(tmp_path: Pa
     assert found.kind == "thumbs"
     assert found.num_examples == 11
     assert (found.counts.num_up, found.counts.num_down) == (6, 5)
+
+
+def test_demonstrations_beside_pairs_are_a_stage_of_their_own_each_file_where_it_belongs(tmp_path: Path):
+    folder = tmp_path / "more"
+    folder.mkdir()
+    good = [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(300, 330)]
+    pairs = written(folder, [pair(number) for number in range(60)], "pairs.jsonl")
+    written(folder, good[:10], "good.jsonl")
+    better = written(tmp_path, good[10:], "better.jsonl")
+    advice = prefopt.advise([str(folder), f"{better}:2"])
+    assert (advice.facts.kind, advice.facts.num_examples, advice.facts.num_rows) == ("pair", 60, 90)
+    assert advice.facts.beside == Beside(("good.jsonl", "better.jsonl"), 30, 50)
+    assert advice.config["stages"] == ["sft", "ipo"]
+    assert advice.config["data"] == [str(folder), f"{better}:2"]
+    assert advice.config["ipo"]["data"] == [pairs]
+    assert "and nothing that says better or worse" not in " ".join(advice.lines())
+
+
+def test_rankings_and_thumbs_together_are_read_as_what_most_files_can_be(tmp_path: Path):
+    ranked = [{"prompt": sentence(n), "completions": [sentence(n * 3 + k + 100) for k in range(3)], "ranks": [1, 2, 3]} for n in range(5)]
+    thumbs = [{"prompt": sentence(n), "completion": sentence(n + 900), "label": n % 2} for n in range(60, 66)]
+    files = written(tmp_path, ranked, "ranked.jsonl"), written(tmp_path, thumbs, "thumbs.jsonl")
+    found = look(AdviseSettings(data=list(files)))
+    assert (found.kind, found.data, found.passed) == ("ranked", files[:1], {"thumbs_down": 3})
+    assert found.beside == Beside(("thumbs.jsonl",), 3, 3)
+    more = written(tmp_path, [pair(number) for number in range(4)], "pairs.jsonl"), written(tmp_path, thumbs, "more.jsonl")
+    found = look(AdviseSettings(data=[*files, *more]))
+    assert (found.kind, found.data) == ("thumbs", (files[1], *more))
+    assert found.beside == Beside(("ranked.jsonl",), 5, 5)
+
+
+def test_rows_of_another_kind_in_a_file_are_told(tmp_path: Path):
+    good = [{"prompt": sentence(n), "completion": sentence(n + 100)} for n in range(300, 330)]
+    pairs = [pair(number) for number in range(40)]
+    found = looked(tmp_path, [*pairs, *good, {**pair(50), "chosen": " "}])
+    assert (found.kind, found.num_examples, found.strays) == ("pair", 40, {"demonstration": 30})
+    assert found.faults == {"missing_field": 30, "blank_answer": 1}
+    mixed = [row for both in zip(pairs[:30], good, strict=True) for row in both]
+    with pytest.raises(DataError, match="several kinds of data: of the first 60 rows 30 are pairs, 30 are demonstrations"):
+        looked(tmp_path, mixed)
 
 
 def test_prompts_alone_are_told_from_columns_that_need_a_name(tmp_path: Path):

@@ -13,8 +13,8 @@ prefopt train --config run.yaml
 
 `prefopt advise` looks at data and says which method, which β, which learning rate, how many epochs, all weights or LoRA, and why: each
 sentence with the figure that it rests on. It reads everything that `prefopt train` reads ([data.md](data.md)). What it
-cannot see you can say: `--have checker` (a program tells right answers from wrong), `--have reward-model`, `--have shaped-rewards`.
-In Python it is
+cannot see you can say: `--have checker` (a program tells right answers from wrong), `--have reward-model`, `--have shaped-rewards`,
+`--have no-judge` (no pairs, and no way to make them). In Python it is
 
 ```text
 advice = prefopt.advise("pairs.jsonl", model="MODEL")
@@ -43,7 +43,14 @@ HOW = """## What it reads off the data
 
 **How many verdicts are wrong** follows from how often two on the same answers agree, *a*: votes within a row, or rows that judge the same
 answers again. If each is wrong as often as every other, ε, and by itself, a = (1 − ε)² + ε². What everybody gets wrong alike it cannot
-see. A row that is the same in every column is a copy, and no second verdict.
+see. A vote for neither answer is left out and counted: no pair is made of what it says. A row that is the same in every column is a
+copy, and no second verdict; one that differs in any column is a verdict of its own, and no copy, even where only a number was changed.
+
+**Thumbs** are balanced or not by their weights: the `weight` column, and how often an epoch takes their file.
+
+**Files of several kinds** are read as what says most, if all of them can be. Otherwise the settings are those of two stages: SFT on the
+good answers of all files, then the method on those that it reads. Within one file there is one kind: rows of another are left out, and
+counted.
 
 **Near copies** are texts that share four fifths of their runs of five words (eight characters in scripts without spaces), found by
 MinHash, without comparing each with each. The two answers of a pair are the same but for a few words where they share half.
@@ -64,6 +71,10 @@ most frequent words, seven of them; others by their script. Rules are rules of t
 
 What is advised is the method's own: its default β, and its usual rate for all weights or LoRA, more for a model below 1e9 parameters, as a
 run takes it. Begin there, and compare with a third and three times that β (`prefopt sweep`, whose command is printed).
+
+Nothing in the data moves β. Wrong verdicts are for `label_smoothing`: at a rate ε the loss of conservative DPO is least where β·Δ is
+log((1 − ε) / ε), and β says only how far from the reference that is. How far the model may go is a matter of what it is for; that few or
+near-equal pairs ask for another β none of our measurements shows.
 """
 
 

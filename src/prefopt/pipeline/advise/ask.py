@@ -71,10 +71,18 @@ def ask(settings: AdviseSettings, facts: Facts, name: str) -> Facts:
         return replace(facts, model=replace(model, silent="there are no answers"))
     read = within_context(DataSettings.model_validate(data), context)
     dataset = load(read.data, read, tokenizer, kind=facts.kind)
-    model = with_ways(model, settings, METHOD_OF[facts.kind], data, int(needed_positions(Sizes.of(dataset.trees), "flat").max()))
+    longest = longest_of(dataset)
+    if facts.beside.sources:  # SFT on all of them comes first
+        longest = max(longest, longest_of(load(settings.data, read, tokenizer, kind="demonstration")))
+    model = with_ways(model, settings, METHOD_OF[facts.kind], data, longest)
     nats, num_asked, silent = cost_of_good(settings, given, dataset, count)
     model = replace(model, nats=nats, num_asked=num_asked, silent=silent)
     return replace(facts, model=model, lengths=in_tokens(facts.lengths, dataset, read.max_length))
+
+
+def longest_of(dataset: Dataset) -> int:
+    """Positions of the longest example."""
+    return int(needed_positions(Sizes.of(dataset.trees), "flat").max())
 
 
 def data_settings(settings: AdviseSettings, facts: Facts) -> dict[str, Any]:
@@ -83,6 +91,8 @@ def data_settings(settings: AdviseSettings, facts: Facts) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if name not in ("eval_data", "eval_fraction")}
     if "text_as" not in given and signs.is_raw_for_chats(facts):
         given["text_as"] = "chat"
+    if facts.beside.sources:
+        given["data"] = list(facts.data)
     return {**given, "on_bad_row": "drop"}
 
 

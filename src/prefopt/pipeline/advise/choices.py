@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefopt.pipeline.advise.facts import Facts
@@ -53,6 +54,20 @@ def held_out(facts: Facts) -> float:
     if facts.num_examples < TOO_FEW:
         return 0.0
     return HELD_OUT_OF_FEW if facts.num_examples < FEW else HELD_OUT
+
+
+def all_good(facts: Facts) -> Facts:
+    """The facts of all good answers, those beside what is judged among them: what SFT trains on."""
+    beside = facts.beside
+    if not beside.sources:
+        return facts
+    up = facts.counts.num_up / max(1, facts.num_examples) if facts.kind == "thumbs" else 1.0
+    return replace(
+        facts,
+        num_examples=round(facts.num_examples * up) + beside.num_examples,
+        num_per_epoch=round(facts.num_per_epoch * up) + beside.num_per_epoch,
+        eval_fraction=None if facts.has_eval else held_out(facts),  # the same rows in every stage
+    )
 
 
 def evaluated(facts: Facts, **values: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from prefopt.config import check
 from prefopt.methods.method import Method
 from prefopt.pipeline.advise import signs
-from prefopt.pipeline.advise.choices import epochs, eval_every, held_out
+from prefopt.pipeline.advise.choices import all_good, batch_size, default, epochs, eval_every, held_out
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.rules import RULES, Rule, row_of
 from prefopt.pipeline.advise.settings import AdviseSettings
@@ -72,7 +72,8 @@ def decide(settings: AdviseSettings, facts: Facts) -> Decision:
         tuple(Verdict(rule, because) for rule in RULES[topic] if (because := rule.sign(facts))) for topic in ("first", "method", "settings")
     )
     place = next(place for place, verdict in enumerate(held) if verdict.rule.method or not verdict.rule.methods)
-    name = held[place].rule.method
+    # Without a method for what is judged the good answers beside it are there all the same.
+    name = None if facts.kind == "prompts" else held[place].rule.method or ("sft" if facts.beside.sources else None)
     decision = Decision(held[:place], held[place], held[place + 1 :], first, settled if name else ())
     return with_config(settings, facts, decision, name) if name else decision
 
@@ -89,6 +90,8 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
     method = method_of(name)
     fields = method.settings_class.model_fields
     own, reasons = settings_of_method(facts, decision.method, method)
+    whole = all_good(facts)
+    facts = whole if name == "sft" else facts
     shared = shared_settings(settings, facts)
     for verdict in decision.settings:
         for key, value in verdict.rule.settings(facts).items():
@@ -98,14 +101,18 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
                 reasons[key] = verdict.because
         if verdict.rule.sign in signs.ABOUT_WEIGHTS:
             reasons["lora_rank"] = f"{verdict.rule.then}: {verdict.because}"
-    stages = ["sft", name] if name != "sft" and signs.is_untuned(facts) else [name]
-    under = {stage: learning_rate(facts, shared, stage) for stage in stages}
+    beside, untuned = signs.are_beside(facts), signs.is_untuned(facts)
+    stages = ["sft", name] if name != "sft" and (beside or untuned) else [name]
+    under: dict[str, dict[str, Any]] = {stage: {**learning_rate(facts, shared, stage)} for stage in stages}
     under[name] = {**own, **under[name]}
     place: dict[str, Any] = {"model": settings.model} if settings.model else {}
     place |= {"data": settings.data, "out": "runs/advised"}
     if len(stages) > 1:
+        if beside:
+            under["sft"] = {**under["sft"], **pace(whole, shared)}
+            under[name] = {"data": list(facts.data), **under[name]}
         config = {"stages": stages, **place, **shared, **under}
-        reasons["stages"] = "the model had no SFT, as far as can be told"
+        reasons["stages"] = "the model had no SFT, as far as can be told" if untuned else beside
     else:
         config = {"method": name, **place, **under[name], **shared}
     check_config(config)
@@ -141,6 +148,13 @@ def shared_settings(settings: AdviseSettings, facts: Facts) -> dict[str, Any]:
     given = {key: getattr(settings, key) for key in CARRIED if key in settings.model_fields_set}
     shared |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     return shared | ({"trust_remote_code": True} if settings.trust_remote_code else {})
+
+
+def pace(facts: Facts, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a stage on other data trains, and in which steps, where that differs from what the stages share."""
+    own = {"epochs": float(epochs(facts)), "batch_size": batch_size(facts), "eval_every_steps": eval_every(facts)}
+    usual = {"batch_size": default("batch_size"), **shared}
+    return {name: value for name, value in own.items() if name in usual and value != usual[name]}
 
 
 def method_of(name: str) -> type[Method]:

@@ -98,7 +98,8 @@ class Content:
     Attributes:
         languages: language in Latin letters, or other script -> share of all letters.
         raw: examples that are plain text, not a chat.
-        repeated: examples that repeat an earlier one exactly; near: different ones that are near copies of an earlier one.
+        repeated: copies of an earlier example: of what is judged rows that are the same in every column, since another verdict on the
+            same answers is none; else the same texts. near: different ones that are near copies of an earlier one.
         alike: pairs whose two answers are near copies of each other.
         numeric, code: good answers that end in a final answer, a number or in a box; that hold code.
         tests, constraints, truths: examples beside which the data has tests of code, names of constraints, the right answer.
@@ -114,6 +115,36 @@ class Content:
     tests: Count = Count()
     constraints: Count = Count()
     truths: Count = Count()
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbs:
+    """What thumbs come to beside their number.
+
+    Attributes:
+        up, down: their weights, those of a source with a weight as often as an epoch takes them.
+        graded: prompts of the sample of which some answers are up and others down.
+        num_pairs: pairs of one up and one down that they would give, each answer in one at most.
+    """
+
+    up: float = 0.0
+    down: float = 0.0
+    graded: Count = Count()
+    num_pairs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Sources that the method cannot read beside the others, with good answers for SFT.
+
+    Attributes:
+        sources: their names.
+        num_examples, num_per_epoch: good answers in them, and those that an epoch takes.
+    """
+
+    sources: tuple[str, ...] = ()
+    num_examples: int = 0
+    num_per_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +199,8 @@ class Facts:
 
     Attributes:
         kind: as what the data is advised on.
-        sources: the files.
+        data: what holds it, as it is given to a run.
+        sources: the files, those beside it among them.
         num_rows: of all files.
         num_examples: of `kind`.
         num_per_epoch: examples that an epoch takes: those of a source with a weight count as often as it says.
@@ -176,6 +208,9 @@ class Facts:
         passed: what is right and says nothing in this kind (ties above all), by reason.
         sampled: examples whose text was looked at.
         counts: thumbs, answers per prompt, ties.
+        thumbs: their weights, and what pairs they would give.
+        beside: good answers in files that are not among `data`.
+        strays: rows of another kind than the others in their file, which are left out, by kind.
         lengths, content: of the sample.
         agreement: of verdicts on the same answers.
         have: what the user says there is.
@@ -196,6 +231,10 @@ class Facts:
     lengths: Lengths
     content: Content
     agreement: Agreement = field(default_factory=Agreement)
+    data: tuple[str, ...] = ()
+    thumbs: Thumbs = Thumbs()
+    beside: Beside = Beside()
+    strays: Mapping[Kind, int] = field(default_factory=dict)
     have: tuple[str, ...] = ()
     has_eval: bool = False
     eval_fraction: float | None = None

@@ -1,5 +1,6 @@
 """Figures of examples whose text is at hand."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from prefopt.data.examples import Answer, Example
@@ -48,24 +49,35 @@ def lengths_of(examples: Sequence[Example]) -> Lengths:
     )
 
 
-def agreement(examples: Sequence[Example], votes: Sequence[list[int]]) -> Agreement:
+def agreement(examples: Sequence[Example], votes: Sequence[list[int]], ties: int = 0) -> Agreement:
     """How far verdicts on the same answers agree.
 
     Args:
         examples: of which several may judge the same answers.
-        votes: of rows that have several; where there are any, they are what is looked at.
+        votes: of rows that have several for one of the answers; where there are any, they are what is looked at.
+        ties: votes for neither.
     """
     if votes:
-        return agreement_of(votes, together=True)
+        return agreement_of(votes, together=True, ties=ties)
     judged = [(words_of(example.prompt), *couple) for example in examples for couple in couples_of(example)]
     return agreement_of(verdicts_by_pair(judged), together=False)
 
 
-def content_of(examples: Sequence[Example], tests: Count, constraints: Count, truths: Count) -> Content:
+def graded_of(examples: Sequence[Example]) -> tuple[Count, int]:
+    """Prompts of which some answers are up and others down, and the pairs of one of each that they give."""
+    by_prompt: defaultdict[str, Counter[bool]] = defaultdict(Counter)
+    for example in examples:
+        by_prompt[words_of(example.prompt)].update(answer.label for answer in example.answers if answer.label is not None)
+    pairs = [min(found[True], found[False]) for found in by_prompt.values()]
+    return Count(sum(number > 0 for number in pairs), len(pairs)), sum(pairs)
+
+
+def content_of(examples: Sequence[Example], num_copies: int | None, tests: Count, constraints: Count, truths: Count) -> Content:
     """What the texts are.
 
     Args:
         examples: whose texts are looked at.
+        num_copies: of examples, where those are counted by more than their texts.
         tests, constraints, truths: of all examples, those with columns of that kind.
     """
     whole = ["\n\n".join(parts_of(example)) for example in examples]
@@ -75,7 +87,7 @@ def content_of(examples: Sequence[Example], tests: Count, constraints: Count, tr
     return Content(
         languages=content.languages_of(whole),
         raw=Count(sum(not example.is_chat for example in examples), len(examples)),
-        repeated=Count(len(whole) - len(distinct), len(whole)),
+        repeated=Count(len(whole) - len(distinct) if num_copies is None else num_copies, len(whole)),
         near=Count(num_near(distinct), len(distinct)),
         alike=Count(sum(found >= SMALL_EDIT for found in likenesses), len(likenesses)),
         numeric=Count(sum(map(content.ends_in_an_answer, good)), len(good)),

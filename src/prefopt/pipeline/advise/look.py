@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_args
 
 from xxhash import xxh64_intdigest
@@ -18,16 +19,27 @@ from prefopt.data.columns import PROMPTS, is_text
 from prefopt.data.counts import Counts
 from prefopt.data.examples import Answer, Example
 from prefopt.data.files import Source
-from prefopt.data.kinds import Kind
+from prefopt.data.formats import FORMATS
+from prefopt.data.kinds import PLURAL, Kind
 from prefopt.data.reading import Read, Reading, readings
-from prefopt.data.recognise import LOOKED_AT, candidates, check_columns, check_mapping, columns_of, mapping_for, rename, suggested_mapping
+from prefopt.data.recognise import (
+    LOOKED_AT,
+    candidates,
+    check_columns,
+    check_mapping,
+    columns_of,
+    first_fit,
+    mapping_for,
+    rename,
+    suggested_mapping,
+)
 from prefopt.data.rows import NOT_FAULTS, Dropped, Row
 from prefopt.data.summary import SourceSummary
 from prefopt.errors import DataError
 from prefopt.pipeline.advise import content
-from prefopt.pipeline.advise.facts import Count, Facts, Held
-from prefopt.pipeline.advise.gauge import agreement, content_of, lengths_of, parts_of
-from prefopt.pipeline.advise.noise import sided_votes
+from prefopt.pipeline.advise.facts import Beside, Count, Facts, Held, Thumbs
+from prefopt.pipeline.advise.gauge import agreement, content_of, graded_of, lengths_of, parts_of
+from prefopt.pipeline.advise.noise import votes_of
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 ORDER: tuple[Kind, ...] = ("ranked", "pair", "thumbs", "demonstration")
@@ -122,7 +134,10 @@ class Stream:
         num_per_epoch: those, each as often as an epoch takes it.
         faults, passed: rows that cannot be used, and what says nothing in that kind, by reason.
         counts: thumbs, answers per prompt, ties.
-        votes: of each row with votes, those for one side.
+        votes: of each row with votes, those for one side; ties: votes for neither.
+        up, down: weights of thumbs, as often as an epoch takes them.
+        num_beside, beside_per_epoch: good answers of sources that the method cannot read beside the others.
+        strays: rows of another kind than their source, by kind.
         tests, constraints, truths: examples with such columns beside them.
     """
 
@@ -133,26 +148,61 @@ class Stream:
     passed: Counter[str] = field(default_factory=Counter)
     counts: Counts = field(default_factory=Counts)
     votes: list[list[int]] = field(default_factory=list)
+    ties: int = 0
+    up: float = 0.0
+    down: float = 0.0
+    num_beside: int = 0
+    beside_per_epoch: float = 0.0
+    strays: Counter[Kind] = field(default_factory=Counter)
     tests: int = 0
     constraints: int = 0
     truths: int = 0
 
-    def take(self, entry: Read | Dropped, times: float) -> None:
-        """One more example, of which an epoch takes so many on average, or why there is none."""
+    def take(self, entry: Read | Dropped, times: float, own: Kind | None = None) -> None:
+        """One more example, of which an epoch takes so many on average, or why there is none.
+
+        Args:
+            entry: what the row is.
+            times: how often an epoch takes it.
+            own: the kind of its source; None: it has none.
+        """
         columns = entry.row if isinstance(entry, Dropped) else entry.columns
         # A row of which the votes make a tie gives no pair, and is still one on which people disagree.
-        if isinstance(columns, Mapping) and len(votes := sided_votes(columns)) > 1:
-            self.votes.append(votes)
+        if isinstance(columns, Mapping):
+            votes, ties = votes_of(columns)
+            self.votes += [votes] if len(votes) > 1 else []
+            self.ties += ties
         if isinstance(entry, Dropped):
-            (self.passed if entry.reason in NOT_FAULTS else self.faults)[entry.reason] += 1
+            self.leave(entry, own)
             return
         self.num_examples += 1
         self.num_per_epoch += times
         self.counts.add(entry.example.answers)
+        for answer in entry.example.answers:
+            self.up += times * entry.example.weight * (answer.label is True)
+            self.down += times * entry.example.weight * (answer.label is False)
         self.sample.add(entry.example, entry.columns)
         self.tests += content.brings(entry.columns, content.TEST_COLUMNS)
         self.constraints += content.brings(entry.columns, content.CONSTRAINT_COLUMNS)
         self.truths += content.brings(entry.columns, content.TRUTH_COLUMNS)
+
+    def leave(self, entry: Dropped, own: Kind | None) -> None:
+        """One that is left out; where it would be right in a file of its own kind, that is noted too."""
+        if entry.reason in NOT_FAULTS:
+            self.passed[entry.reason] += 1
+            return
+        self.faults[entry.reason] += 1
+        other = first_fit(entry.row, FORMATS) if isinstance(entry.row, Mapping) else None
+        if other is not None and own not in (None, other.kind):
+            self.strays[other.kind] += 1
+
+    def take_beside(self, entry: Read | Dropped, times: float, own: Kind) -> None:
+        """One more good answer of a source of which nothing else is read, or why there is none."""
+        if isinstance(entry, Dropped):
+            self.leave(entry, own)
+        else:
+            self.num_beside += 1
+            self.beside_per_epoch += times
 
 
 def look(settings: AdviseSettings) -> Facts:
@@ -163,6 +213,8 @@ def look(settings: AdviseSettings) -> Facts:
             be used.
     """
     opened = [sources.read(place) for place in sources.find(settings.data).places]
+    data: tuple[str, ...] = tuple(settings.data)
+    beside: tuple[str, ...] = ()
     if settings.eval_data:
         sources.find(settings.eval_data)  # it is named in the settings that come out, so it has to be there
     stream = Stream(Sample(settings.sample))
@@ -171,19 +223,29 @@ def look(settings: AdviseSettings) -> Facts:
         found = readings(opened, settings, "demonstration")  # every format serves as that, so the first that fits is what it is
     except DataError:
         asked = under_our_names(opened, settings.columns)
+        for source in asked:
+            check_one_kind(source)
         if settings.data_format != "auto" or not all(map(holds_prompts, asked)):
             raise
         kind, about = "prompts", [read_prompts(source, stream) for source in asked]
     else:
-        kind, about = read_answers(found, stream)
+        judged, rest = apart(found)
+        kind = read_answers(judged, rest, stream)
+        about = [reading.summary() for reading in found]
+        if rest:
+            data = tuple(text for text, reading in zip(texts_of(settings.data), found, strict=True) if reading in judged)
+            beside = tuple(reading.source.name for reading in rest)
     num_rows = sum(source.num_rows for source in about)
     if not stream.num_examples:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in (stream.faults + stream.passed).most_common())
         raise DataError(f"none of the {num_rows:,} rows can be used ({reasons}). `prefopt data` names each with its reason.")
     examples = stream.sample.examples()
     every = stream.num_examples
+    copies = stream.sample.copies
+    num_copies = sum(example.location in copies for example in examples) if kind in ("pair", "ranked", "thumbs") else None
     return Facts(
         kind=kind,
+        data=data,
         sources=tuple(about),
         num_rows=num_rows,
         num_examples=every,
@@ -193,30 +255,75 @@ def look(settings: AdviseSettings) -> Facts:
         sampled=len(examples),
         counts=stream.counts,
         lengths=lengths_of(examples),
-        content=content_of(examples, Count(stream.tests, every), Count(stream.constraints, every), Count(stream.truths, every)),
+        content=content_of(examples, num_copies, *(Count(number, every) for number in (stream.tests, stream.constraints, stream.truths))),
         # A row that is there twice is one verdict, which somebody copied.
-        agreement=agreement([example for example in examples if example.location not in stream.sample.copies], stream.votes),
+        agreement=agreement([example for example in examples if example.location not in copies], stream.votes, stream.ties),
+        thumbs=Thumbs(stream.up, stream.down, *graded_of(examples)) if kind == "thumbs" else Thumbs(),
+        beside=Beside(beside, stream.num_beside, max(1, round(stream.beside_per_epoch))) if beside else Beside(),
+        strays=dict(stream.strays.most_common()),
         have=tuple(settings.have),
         has_eval=bool(settings.eval_data),
         eval_fraction=settings.eval_fraction if "eval_fraction" in settings.model_fields_set else None,
     )
 
 
-def read_answers(found: Sequence[Reading], stream: Stream) -> tuple[Kind, list[SourceSummary]]:
-    """Every row of every source, once, as the kind that all of them serve and that says most.
+def apart(found: Sequence[Reading]) -> tuple[list[Reading], list[Reading]]:
+    """The sources that a method reads together, and those beside them of which it could read nothing but the good answers.
+
+    What says better or worse goes before demonstrations; where sources differ in what they say, the kind that most of them serve.
+    """
+    kinds = {kind: [reading for reading in found if reading.recognised.format.serves(kind)] for kind in ORDER}
+    own = {reading.recognised.format.kind for reading in found}
+    judged = [kinds[kind] for kind in ORDER if kind in own and kind != "demonstration"]
+    together = max(judged, key=len) if judged else list(found)
+    return together, [reading for reading in found if reading not in together]
+
+
+def read_answers(judged: Sequence[Reading], rest: Sequence[Reading], stream: Stream) -> Kind:
+    """Every row of every source, once: those that are judged as the kind that all of them serve and that says most.
 
     Args:
-        found: the sources.
+        judged, rest: the sources, as `apart` has them.
         stream: gets what is in them.
     """
-    common = [kind for kind in ORDER if all(reading.recognised.format.serves(kind) for reading in found)]
-    own = {reading.recognised.format.kind for reading in found}
+    common = [kind for kind in ORDER if all(reading.recognised.format.serves(kind) for reading in judged)]
+    own = {reading.recognised.format.kind for reading in judged}
     kind = next((entry for entry in common if entry in own), common[0])
-    for reading in found:
+    for reading in judged:
         reading.kind = kind
         for entry in reading:
-            stream.take(entry, reading.source.times)
-    return kind, [reading.summary() for reading in found]
+            stream.take(entry, reading.source.times, reading.recognised.format.kind)
+    for reading in rest:
+        reading.kind = "demonstration"
+        for entry in reading:
+            stream.take_beside(entry, reading.source.times, reading.recognised.format.kind)
+    return kind
+
+
+def texts_of(data: Sequence[str]) -> list[str]:
+    """For each source what names it alone, as it is given to a run: of a folder its files."""
+    texts = []
+    for item in data:
+        places = sources.find([item]).places
+        inside = [str(replace(place.given, name=str(Path(place.given.name) / place.name))) for place in places]
+        texts += [item] if len(places) == 1 else inside
+    return texts
+
+
+def check_one_kind(source: Source) -> None:
+    """Refuses rows of several kinds of which none is the most frequent.
+
+    Raises:
+        DataError: says how many of each there are.
+    """
+    rows = [row.value for row in islice(source.stream(), LOOKED_AT) if isinstance(row, Row)]
+    found = Counter(entry.kind for value in rows if (entry := first_fit(value, FORMATS)) is not None)
+    if len(found) > 1 and 2 * max(found.values()) <= len(rows):
+        each = ", ".join(f"{number} are {PLURAL[kind]}" for kind, number in found.most_common())
+        raise DataError(
+            f"{source.name} holds several kinds of data: of the first {len(rows)} rows {each}. A file is read as one kind, and the rest of "
+            "it would be lost: give a file for each kind, all of them together."
+        )
 
 
 def under_our_names(opened: Sequence[Source], columns: Mapping[str, str]) -> list[Source]:

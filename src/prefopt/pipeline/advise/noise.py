@@ -24,6 +24,7 @@ class Agreement:
         pairs: different pairs of answers, each however often it was judged.
         contradicted: those among them with verdicts both ways.
         votes: votes of a row, on average, which are counted together; 1: rows that judge the same answers, each for itself.
+        ties: votes for neither answer, which are left out of all of this: no pair is made of what they say.
     """
 
     agree: int = 0
@@ -31,6 +32,7 @@ class Agreement:
     pairs: int = 0
     contradicted: int = 0
     votes: float = 1.0
+    ties: int = 0
 
     @property
     def of_voters(self) -> bool:
@@ -58,25 +60,31 @@ def of_most(error: float, votes: int) -> float:
     )
 
 
-def sided_votes(columns: Mapping[str, Any]) -> list[int]:
-    """The votes in a row that are for one of the two answers, as 0 and 1."""
-    cast = []
+def votes_of(columns: Mapping[str, Any]) -> tuple[list[int], int]:
+    """The votes in a row that are for one of the two answers, as 0 and 1; and how many are for neither."""
+    cast: list[int] = []
+    ties = 0
     for name in ANNOTATORS:
+        if columns.get(name) is None:
+            continue
         try:
-            winner = verdict_of(columns[name], name, first=1, lettered=False).winner if columns.get(name) is not None else None
+            winner = verdict_of(columns[name], name, first=1, lettered=False).winner
         except RowFault:
             continue
-        if winner is not None:
+        if winner is None:
+            ties += 1
+        else:
             cast.append(winner)
-    return cast
+    return cast, ties
 
 
-def agreement_of(groups: Iterable[list[int]], *, together: bool) -> Agreement:
+def agreement_of(groups: Iterable[list[int]], *, together: bool, ties: int = 0) -> Agreement:
     """What groups of verdicts on the same two answers come to.
 
     Args:
         groups: the verdicts of each, as 0 and 1.
         together: whether one verdict is made of each group; else each stands for itself.
+        ties: verdicts for neither, which are not in the groups.
     """
     agree = couples = pairs = judged = contradicted = cast = 0
     for verdicts in groups:
@@ -89,7 +97,7 @@ def agreement_of(groups: Iterable[list[int]], *, together: bool) -> Agreement:
         contradicted += len(set(verdicts)) > 1
         couples += math.comb(number, 2)
         agree += sum(math.comb(same, 2) for same in Counter(verdicts).values())
-    return Agreement(agree, couples, pairs, contradicted, cast / judged if together and judged else 1.0)
+    return Agreement(agree, couples, pairs, contradicted, cast / judged if together and judged else 1.0, ties)
 
 
 def verdicts_by_pair(judged: Iterable[tuple[str, str, str]]) -> list[list[int]]:

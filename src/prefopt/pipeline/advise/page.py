@@ -72,6 +72,9 @@ def about(facts: Facts) -> Iterator[tuple[str, str]]:
     taken = f"; an epoch takes {facts.num_per_epoch:,}" if facts.num_per_epoch != facts.num_examples else ""
     sampled = f"; texts are those of {facts.sampled:,} drawn by prompt" if facts.sampled < facts.num_examples else ""
     yield "examples", f"{counted(facts.num_examples, nouns)}{shape(facts)}{taken}{sampled}"
+    if facts.beside.sources:
+        also = f"; an epoch takes {facts.beside.num_per_epoch:,}" if facts.beside.num_per_epoch != facts.beside.num_examples else ""
+        yield "beside them", f"{counted(facts.beside.num_examples, 'good answers')} in the other files, for SFT{also}"
     if facts.num_faults or facts.passed:
         yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
     if lengths.prompt.p99:
@@ -103,7 +106,10 @@ def shape(facts: Facts) -> str:
     """Thumbs up and down, or answers of each prompt."""
     counts = facts.counts
     if facts.kind == "thumbs":
-        return f": {counts.num_up:,} up, {counts.num_down:,} down ({percent(counts.num_up / max(1, counts.num_up + counts.num_down))} up)"
+        up, down = facts.thumbs.up, facts.thumbs.down
+        weights = f"; up weighs {up:,.6g}, down {down:,.6g}" if (up, down) != (counts.num_up, counts.num_down) else ""
+        share = percent(counts.num_up / max(1, counts.num_up + counts.num_down))
+        return f": {counts.num_up:,} up, {counts.num_down:,} down ({share} up){weights}"
     if facts.kind == "ranked":
         ties = f"; {counts.num_ties:,} with ties" if counts.num_ties else ""
         return f": {', '.join(f'{number:,} of {answers}' for answers, number in sorted(counts.branches.items()))} answers{ties}"
@@ -119,9 +125,10 @@ def noise(facts: Facts) -> str:
     """How far verdicts agree; empty where nothing is judged against something else."""
     found = facts.agreement
     if found.couples:
-        who = "votes" if found.of_voters else "two verdicts on the same answers"
+        who = "votes for an answer" if found.of_voters else "two verdicts on the same answers"
         whose = "what most say" if found.of_voters else "verdicts"
-        return f"{who} agree in {Count(found.agree, found.couples):couples}: about {percent(found.error)} of {whose} is wrong"
+        agree = f"{who} agree in {Count(found.agree, found.couples):couples}: about {percent(found.error)} of {whose} is wrong"
+        return agree + (f"; {counted(found.ties, 'votes')} for neither are left out" if found.ties else "")
     return "nothing is judged twice: how many are wrong cannot be told" if facts.kind in ("pair", "ranked") else ""
 
 

@@ -96,8 +96,20 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "[dpo](methods/dpo.md)",
         ),
         Rule(
+            signs.are_beside,
+            "SFT on all good answers, then the method on what is judged (`stages: [sft, ...]`)",
+            "Preference methods cannot read answers of which nothing is said, and SFT learns from both",
+            "[sft](methods/sft.md)",
+        ),
+        Rule(
+            signs.has_strays,
+            "a file for each kind, all of them together",
+            "A file is read as the kind that most of its first hundred rows have, and the rest of it is lost",
+            "[data](data.md)",
+        ),
+        Rule(
             signs.has_copies,
-            "keep one of each; of verdicts on the same answers, that of most",
+            "keep one of each, but not of verdicts: two on the same answers are two, whether or not they agree",
             "An example that is there n times counts n times, and is learned by heart first",
             "arXiv 2107.06499",
         ),
@@ -131,6 +143,13 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             ("grpo", "ppo"),
         ),
         Rule(
+            signs.has_no_judge,
+            "no preference method: `sft` on good answers, of people or of a better model; `kto` once users leave thumbs",
+            "All of them learn from answers of which some are known to be better: what is not judged has nothing for them",
+            "[sft](methods/sft.md); [kto](methods/kto.md)",
+            ("sft",),
+        ),
+        Rule(
             signs.is_prompts,
             "answers first: let a model answer each prompt several times (`prefopt generate`) and have them judged, or write good ones",
             "Every method here learns from answers that somebody or something has judged",
@@ -148,6 +167,15 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "With one kind of thumbs nothing tells good from bad: these are demonstrations",
             "[kto](methods/kto.md)",
             ("sft",),
+        ),
+        Rule(
+            signs.is_graded,
+            "`kto` on all as they are; or pairs of a good and a bad answer to one prompt (`recipes/graded_pairs.py`), and `dpop` with "
+            "`penalty` 5 (`recipes/code.yaml`)",
+            "KTO takes answers that find no partner, too. Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
+            "the pairs in 55 %, DPO in 60 % (standard error 4 %), and the right answers lost 9.5 nats, gained 0.3 and lost 2.7",
+            "[dpop](methods/dpop.md); [kto](methods/kto.md); [experiments](experiments.md)",
+            ("kto",),
         ),
         Rule(signs.is_thumbs, "`kto`", "It learns from thumbs as they are, without pairs", "[kto](methods/kto.md)", ("kto",)),
         Rule(
@@ -167,10 +195,12 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
         Rule(
             signs.is_edited,
-            "`dpop`",
-            "Where two answers differ in few tokens, DPO takes the chosen one down with the other",
+            "`dpop` with `penalty` 5",
+            "Where two answers differ in few tokens, DPO takes the chosen one down with the other: on GSM8K pairs by 3.5 nats, where a "
+            "penalty of 5 kept it (+0.6) and was right no less often (74 % of 98, DPO 70 %, the paper's penalty of 50 64 %)",
             "[dpop](methods/dpop.md); [experiments](experiments.md)",
             ("dpop",),
+            to(penalty=5.0),
         ),
         Rule(
             signs.is_noise_known,
@@ -197,10 +227,11 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
         Rule(
             signs.is_longer_better,
-            "`rdpo`",
-            "It explains a preference for length away, which DPO would learn",
+            "`dpo`, and look at the length of what it writes; `rdpo` where answers are not to grow longer",
+            "DPO learns the taste for length. R-DPO does not, and was right less often on UKP's arguments: 65 % of 716 held-out pairs, DPO "
+            "70 %; where the shorter one was chosen 64 %, DPO 60 %",
             "[rdpo](methods/rdpo.md); [experiments](experiments.md)",
-            ("rdpo",),
+            ("dpo", "rdpo"),
         ),
         Rule(
             signs.is_pairs,

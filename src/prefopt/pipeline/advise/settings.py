@@ -12,7 +12,7 @@ from prefopt.config import Setting
 from prefopt.data.settings import DataSettings
 from prefopt.pipeline.plan_settings import as_amount
 
-Have = Literal["checker", "reward-model", "shaped-rewards"]
+Have = Literal["checker", "reward-model", "shaped-rewards", "no-judge"]
 """What no data shows."""
 
 NEED_A_MODEL = ("data_workers", "cache_dir", "memory", "device", "gpus", "ask", "trust_remote_code")
@@ -28,7 +28,8 @@ class AdviseSettings(DataSettings):
     have: list[Have] = Setting(
         [],
         help="What the data does not show: a `checker`, a program that tells right answers from wrong; a strong `reward-model`, with "
-        "time to sample answers for it; `shaped-rewards`, several that are to be traded off, or rewards for parts of an answer.",
+        "time to sample answers for it; `shaped-rewards`, several that are to be traded off, or rewards for parts of an answer; "
+        "`no-judge`: nobody and nothing to say which of two answers is better.",
     )
     sample: int = Setting(
         20_000,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from prefopt.data.kinds import PLURAL
 from prefopt.methods.kto import STILL_BALANCED
 from prefopt.pipeline.advise.choices import FEW, TOO_FEW, default, steps_of_default
 from prefopt.pipeline.advise.facts import Count, Facts, counted
@@ -27,8 +28,14 @@ BY_CHANCE = 0.6
 CONTRADICTED = 0.01
 """Share of pairs of answers with verdicts both ways that shows noise where its rate cannot be told."""
 
+BOTH_KINDS = 0.3
+"""Share of prompts with a right and a wrong answer from which on pairs of them are worth making."""
+
 LONGER = 0.6
 """Share of pairs won by the longer answer that is a strong bias, if chance does not explain it (three standard errors)."""
+
+MOST_NAMED = 3
+"""Files that are named."""
 
 DOUBTFUL = 0.01
 """Share of examples from which on copies are worth removing, and a limit of length worth raising."""
@@ -60,6 +67,11 @@ def can_be_checked(facts: Facts) -> str:
     return ""
 
 
+def has_no_judge(facts: Facts) -> str:
+    """The user has nobody and nothing to judge answers: no pairs, and no way to make them."""
+    return "nothing can judge answers, as you say" if "no-judge" in facts.have and facts.kind in ("demonstration", "prompts") else ""
+
+
 def is_prompts(facts: Facts) -> str:
     """Questions that nobody has answered."""
     return f"{counted(facts.num_examples, 'prompts')}, and no answers" if facts.kind == "prompts" else ""
@@ -73,6 +85,14 @@ def is_all_down(facts: Facts) -> str:
 def is_all_up(facts: Facts) -> str:
     """Thumbs up alone."""
     return f"{facts.counts.num_up:,} thumbs up, none down" if facts.kind == "thumbs" and not facts.counts.num_down else ""
+
+
+def is_graded(facts: Facts) -> str:
+    """Thumbs up and down on answers to the same prompt, for {BOTH_KINDS:.0%} of prompts or more."""
+    found = facts.thumbs
+    if not is_thumbs(facts) or found.graded.share < BOTH_KINDS:
+        return ""
+    return f"{found.graded:prompts} have a good and a bad answer, which gives {counted(found.num_pairs, 'pairs')}"
 
 
 def is_thumbs(facts: Facts) -> str:
@@ -113,7 +133,7 @@ def is_noise_known(facts: Facts) -> str:
     found = facts.agreement
     if not is_pairs(facts) or found.couples < TOLD_TWICE or found.error < NOISY or found.share < BY_CHANCE:
         return ""
-    who = "votes" if found.of_voters else "verdicts on the same answers"
+    who = "votes for an answer" if found.of_voters else "verdicts on the same answers"
     return f"{who} agree in {Count(found.agree, found.couples):couples}, so about {100 * found.error:.0f} % of the verdicts are wrong"
 
 
@@ -160,8 +180,23 @@ def is_longer_better(facts: Facts) -> str:
     return f"the chosen answer is the longer one in {found:pairs of different length}" if found.share >= LONGER and is_sure else ""
 
 
+def are_beside(facts: Facts) -> str:
+    """Files that say nothing of which answers are better, or say it in another way, beside those that the method reads."""
+    found = facts.beside
+    if not found.sources or is_all_up(facts):
+        return ""
+    judged = "thumbs" if facts.kind == "thumbs" else "pairs" if facts.kind == "pair" else "rankings"
+    where = ", ".join(found.sources[:MOST_NAMED]) + (" ..." if len(found.sources) > MOST_NAMED else "")
+    return f"{counted(found.num_examples, 'good answers')} in {where}, beside {counted(facts.num_examples, judged)}"
+
+
+def has_strays(facts: Facts) -> str:
+    """Rows of another kind than the others in their file."""
+    return f"{' and '.join(counted(number, PLURAL[kind]) for kind, number in facts.strays.items())} are left out" if facts.strays else ""
+
+
 def has_copies(facts: Facts) -> str:
-    """{DOUBTFUL:.0%} of examples or more are there several times, or are near copies."""
+    """{DOUBTFUL:.0%} of examples or more are copies of another (where something is judged: in every column), or near copies."""
     found = facts.content
     if max(found.repeated.share, found.near.share) < DOUBTFUL:
         return ""
@@ -184,7 +219,8 @@ def is_untuned(facts: Facts) -> str:
 
 def is_model_unknown(facts: Facts) -> str:
     """No model was given."""
-    return "no model was given" if facts.model is None and facts.kind not in ("demonstration", "prompts") else ""
+    is_asked = facts.model is None and facts.kind not in ("demonstration", "prompts") and not facts.beside.sources
+    return "no model was given" if is_asked else ""
 
 
 def is_nothing_fitting(facts: Facts) -> str:
@@ -229,10 +265,14 @@ def is_short(facts: Facts) -> str:
 
 def is_unbalanced(facts: Facts) -> str:
     """Thumbs up weigh less than {STILL_BALANCED[0]:g} or more than {STILL_BALANCED[1]:g} times what thumbs down weigh."""
-    up, down = facts.counts.num_up, facts.counts.num_down
-    if not is_thumbs(facts) or STILL_BALANCED[0] <= up / down <= STILL_BALANCED[1]:
+    up, down = facts.thumbs.up, facts.thumbs.down
+    if not (is_thumbs(facts) and up and down) or STILL_BALANCED[0] <= up / down <= STILL_BALANCED[1]:
         return ""
-    return f"{up:,} up and {down:,} down: up weighs {up / down:.2g} times what down weighs"
+    num_up, num_down = facts.counts.num_up, facts.counts.num_down
+    weigh = f"{num_up:,} up and {num_down:,} down"
+    if (num_up, num_down) != (up, down):
+        weigh = f"{num_up:,} up weigh {up:,.6g}, {num_down:,} down {down:,.6g}"
+    return f"{weigh}: up weighs {up / down:.2g} times what down weighs"
 
 
 def is_faulty(facts: Facts) -> str:
