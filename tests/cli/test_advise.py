@@ -266,7 +266,7 @@ def test_the_limit_of_length_is_the_one_that_was_counted_with(tmp_path: Path, mo
 
 REAL = {
     "hh-rlhf/harmless-base.jsonl.gz": ("dpo", 1794, "blank_answer 4, prompts_differ 2"),
-    "ukp-convarg": ("rdpo", 5872, "the longer one wins in 78 %"),
+    "ukp-convarg": ("dpo", 5872, "the longer one wins in 78 %"),
     "llamafactory-demo/dpo_en_demo.json": ("ipo", 300, "5 of 300 examples (1.7 %) repeat an earlier one"),
     "llamafactory-demo/dpo_zh_demo.json": ("ipo", 300, "Han 86 %"),
     "llamafactory-demo/kto_en_demo.json": ("kto", 300, "150 up, 150 down (50 % up)"),
@@ -274,7 +274,7 @@ REAL = {
     "gsm8k/example_model_solutions.jsonl": ("kto", 5276, "all 5,276 examples bring the right answer"),
     "open-assistant/en_100_tree.jsonl": ("dpo", 212, "57 of 2, 117 of 3"),
     "tulu-human-eval/eval_annotations_tulu_1.xlsx": ("robust", 773, "agree in 71 of 100 couples (71 %): about 18 %"),
-    "pandalm/testset-v1.json": ("ipo", 836, "votes agree in 2,482 of 2,620 couples (95 %)"),
+    "pandalm/testset-v1.json": ("ipo", 836, "votes for an answer agree in 2,482 of 2,620 couples (95 %)"),
     "ifeval/input_data.jsonl": (None, 541, "all 541 examples name constraints"),
 }
 
