@@ -21,7 +21,6 @@ COLUMNS = {
     "ended": ("ended", ".2f"),
     "steps": ("steps", ".0f"),
     "cpu_seconds": ("CPU s", ".0f"),
-    "seconds": ("seconds", ".0f"),
 }
 """Figure -> what stands above it, and how it is written."""
 
@@ -31,7 +30,7 @@ method's settings among three: of those with a KL of at most {MOST_KL:g} nats th
 more KL buys more reward: "best at this KL" is what the best policy at that distance from the SFT model would have (its samples weighed
 by e^(t·reward)). All trials stand below. All runs of a seed have as many steps; thumbs are the pairs' answers one by one, rankings have
 four answers each, and SFT sees the chosen ones alone. CPU s: of the processor, all of a run from an empty cache, its tokens and its
-reference included; seconds: the same by the clock, with what else ran on the machine. Accuracy: share of held-out pairs, as they are
+reference included (by the clock it is as much on an idle core; FILE.jsonl has that too). Accuracy: share of held-out pairs, as they are
 labelled, that the log-ratio to the SFT model ranks right (of the reward model: its score).
 """
 
