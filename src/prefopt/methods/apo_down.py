@@ -6,8 +6,8 @@
 chosen and r the rejected completion. D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8.
 
 When to use it: the model gives better answers by itself than the chosen ones are, and should learn from their difference only.
-What to watch: `rewards/chosen` falls too: that is what it is for. `rewards/margin` must rise. Only the sigmoid's
-flat end stops the fall: where the chosen answers are as good as the model's own, the text can break (docs/results.md).
+What to watch: `rewards/chosen` falls too: that is what it is for. `rewards/margin` must rise. Only the sigmoid's flat end stops the
+fall: where the chosen answers are as good as the model's own, the text can break (docs/results.md).
 Deviations from the paper: none.
 
 Shapes: B pairs in the batch.
