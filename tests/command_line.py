@@ -3,6 +3,7 @@
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,10 @@ def refused(*words: str) -> str:
     said = prefopt(*words).check()
     assert said.code == 2, said.out
     return said.err
+
+
+def scratch(factory: pytest.TempPathFactory) -> Path:
+    """One folder for the files of all examples of a test, apart from those of other tests, which look around their own."""
+    folder = factory.getbasetemp() / "scratch" / "files"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

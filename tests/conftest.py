@@ -7,6 +7,7 @@ in this file.
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -27,6 +28,9 @@ from hypothesis import settings as hypothesis_settings  # noqa: E402
 
 hypothesis_settings.register_profile("prefopt", deadline=None, max_examples=50, derandomize=True)  # a slow machine is not a bug
 hypothesis_settings.load_profile("prefopt")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.command_line import refused
+from tests.command_line import refused, scratch
 from tests.data.broken import NUMBERS, ODD, TEXTS, deep, json_values
 
 from prefopt.config import MOST_VALUES, Setting, Settings, check, from_yaml, read_yaml, to_yaml
@@ -105,7 +105,7 @@ def round_trip(kind: type[Settings], checked: Settings) -> Settings:
 @settings(max_examples=300)
 @given(data=st.data())
 def test_texts_that_are_accepted_are_read_again_from_the_config_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    folder = tmp_path_factory.getbasetemp()
+    folder = scratch(tmp_path_factory)
     words = st.one_of(st.sampled_from([*ODD, *TEXTS]), st.text(max_size=12))
     args = st.dictionaries(
         words, st.one_of(words, st.integers(), st.floats(), st.booleans(), st.none(), st.lists(words, max_size=2)), max_size=3
@@ -320,7 +320,7 @@ pieces = st.sampled_from(
 @settings(max_examples=1000)
 @given(text=st.lists(pieces, max_size=14).map("".join))
 def test_any_text_is_yaml_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str):
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path = scratch(tmp_path_factory) / "any.yaml"
     path.write_bytes(text.encode())
     message = said_of(read_yaml, path)
     if message is not None:
@@ -336,7 +336,7 @@ def test_any_text_is_yaml_or_is_refused(tmp_path_factory: pytest.TempPathFactory
 @settings(max_examples=200)
 @given(content=st.one_of(st.binary(max_size=40), st.binary(max_size=20).map(lambda some: b"model: m\n" + some)))
 def test_any_bytes_are_yaml_or_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes):
-    path = tmp_path_factory.getbasetemp() / "bytes.yaml"
+    path = scratch(tmp_path_factory) / "bytes.yaml"
     path.write_bytes(content)
     said_of(read_yaml, path)
 

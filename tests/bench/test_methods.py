@@ -51,7 +51,7 @@ def test_all_have_three_trials_along_one_axis_at_rates_that_go_by_their_own():
         ), name
         # The model has two million weights, for which `prefopt train` takes a hundred times the declared rate.
         usual = 100 * contender.kind.rates.full
-        expected = [0.25, 1.0, 4.0] if contender.axis == "learning_rate" else [FASTER] * 3
+        expected = contender.values if contender.axis == "learning_rate" else [FASTER] * 3
         assert [trial["learning_rate"] / usual for trial in tried] == pytest.approx(expected), name
     assert {trial["learning_rate"] for trial in CONTENDERS["dpo"].trials()} == {Plan().dpo_learning_rate}
 
@@ -152,10 +152,10 @@ def test_an_edited_grid_leaves_old_figures_alone(monkeypatch: pytest.MonkeyPatch
     assert [entry.name for entry in shown(LINES)] == ["dpo", "dpo, js"]
     edited = Contender("dpo", "beta", (0.2, 0.3, 0.4), {"f_divergence": "js"})
     assert [entry.name for entry in entries(LINES, CONTENDERS | {"dpo, js": edited}, SEEDS)] == ["dpo"]
-    faster = Contender("dpo", "beta", (0.125, 0.25, 0.6), {"f_divergence": "js"})
+    faster = Contender("dpo", "beta", (1.0, 2.0, 5.0), {"f_divergence": "js"})
     [_, entry] = entries(LINES, CONTENDERS | {"dpo, js": faster}, SEEDS)
     assert len(entry.trials) == 2
-    assert entry.settings["beta"] == 0.25
+    assert entry.settings["beta"] == 2.0
 
 
 class Pretend:
@@ -202,7 +202,7 @@ def test_two_shares_do_all_of_it_once_in_one_file(pretend: Pretend, tmp_path: Pa
     assert {entry.name for entry in shown(lines)} == set(CONTENDERS)
     assert all(len(entry.runs) == 3 for entry in shown(lines))
     # The lowest beta has the highest reward, and the runs are with the trials' choice.
-    assert {beta for method, seed, beta in pretend.ran if method == "dpo" and seed in SEEDS} == {0.125, 0.25}
+    assert {beta for method, seed, beta in pretend.ran if method == "dpo" and seed in SEEDS} == {0.125, 0.25, 1.0}
     table = out.with_suffix(".md").read_text()
     assert all(f"| {name} |" in table for name in CONTENDERS)
     for picture in (out.with_suffix(".svg"), tmp_path / "found-kl.svg"):

@@ -65,6 +65,8 @@ def test_words_give_values(words: str, values: dict[str, Any]):
         ("--model a --model b", {"model": "takes one value (given: a b)"}),
         ("--columns chosen", {"columns": "takes pairs written name=value (given: chosen)"}),
         ("--columns =best", {"columns": "takes pairs written name=value (given: =best)"}),
+        ("--columns chosen=a chosen=b", {"columns": "gives chosen twice"}),
+        ("--columns.chosen a --columns.chosen b", {"columns": "gives chosen twice"}),
         ("--template-args a=[1", {"template_args": "the value of a is not YAML (given: [1)"}),
         ("--model a stray", {"stray": "belongs to no flag"}),
         ("stray --model a", {"stray": "belongs to no flag"}),

@@ -191,7 +191,7 @@ def best(tree: PromptTree) -> Completion:
 def likelihood(name: str, s: Any, tree: PromptTree) -> float:
     """The share that the chosen answer's likelihood has in the loss."""
     weight = 1.0 if name == "orpo" else getattr(s, "sft_weight", 0.0)
-    logps = POLICY.tokens(tree, best(tree))
+    logps = np.concatenate([POLICY.prompt(tree), POLICY.tokens(tree, best(tree))])
     return -weight * float(logps.mean() if getattr(s, "sft_reduction", "") == "mean" else logps.sum())
 
 

@@ -20,7 +20,7 @@ from cyclopts import App, Group, Parameter
 from pydantic.fields import FieldInfo
 
 from prefopt.cli.words import choices_of, default_of, flag_of, is_switch, metavar_of, plain_type
-from prefopt.config import Settings, check, from_yaml, nearest, report, shown
+from prefopt.config import Settings, check, from_yaml, nearest, printable, report, shown
 from prefopt.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -211,7 +211,7 @@ def value_of(info: FieldInfo, given: list[str]) -> Any:
     """The words given to a setting, as a value that the settings class can check.
 
     Raises:
-        ValueError: too few or too many words, or a pair without its `=`.
+        ValueError: too few or too many words, a pair without its `=`, or a name twice.
     """
     kind = plain_type(info)
     if not given and is_switch(info):
@@ -221,7 +221,11 @@ def value_of(info: FieldInfo, given: list[str]) -> Any:
     if get_origin(kind) is list:
         return given
     if get_origin(kind) is dict:
-        return dict(pair(text, as_yaml=get_args(kind)[1] is Any) for text in given)
+        pairs = [pair(text, as_yaml=get_args(kind)[1] is Any) for text in given]
+        names = [name for name, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"gives {printable(twice)} twice")
+        return dict(pairs)
     if len(given) > 1:
         raise ValueError(f"takes one value (given: {' '.join(given)})")
     return given[0]
