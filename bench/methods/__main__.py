@@ -10,8 +10,8 @@ the true reward. All runs of a seed take as many optimizer steps. A step shows 1
 four answers each, which are other samples of the same model under the same filters, as many in all; SFT sees the pairs' chosen
 answers, which are half of them. The table says how many there were.
 
-What a contender is run with is tried out first, on a world of its own (seed 100000): of its three settings in `contenders.py` the one
-with the highest true reward at no more than `MOST_KL` nats from the SFT model is taken. All trials are in the table and the pictures.
+What a contender is run with is tried out first, on a world of its own (seed 100000): of its settings in `contenders.py` the one with
+the highest true reward at no more than `MOST_KL` nats from the SFT model is taken. All trials are in the table and the pictures.
 
 A file that is there already is gone on with, so the command can be interrupted; a run that failed is written down, the others go on, and
 the command ends with 1. Writes FILE.jsonl (all figures), FILE.md (the tables), FILE.svg (a row for each contender) and FILE-kl.svg (reward
@@ -113,7 +113,7 @@ class Bench:
         self.mine = {name: CONTENDERS[name] for name in given.only[self.part :: self.parts]}
         self.world: World | None = None
         self.is_warm = False
-        self.left = len(self.mine) * (3 + len(given.seeds))
+        self.left = sum(len(CONTENDERS[name].values) + len(given.seeds) for name in self.mine)
         if any(line["plan"] != asdict(self.plan) for line in self.book.lines() if line["kind"] == "world"):
             raise UsageError(f"{given.out} is of worlds of other sizes. Give another file as --out.")
 

@@ -1,10 +1,10 @@
-"""What is compared: each method, in its forms that people choose between, with the three settings among which one is chosen.
+"""What is compared: each method, in its forms that people choose between, with the settings among which one is chosen.
 
-Every contender has three trials along one axis: what moves it between the SFT model and the reward. For most that is β, at a learning
+Every contender has trials along one axis: what moves it between the SFT model and the reward. For most that is β, at a learning
 rate of `FASTER` times the method's own usual one for a model of this size (DPO's is then the quickstart's); for methods whose loss is
-mostly a likelihood it is the rate itself, a quarter of the usual one to four times it. β of a sum of log-probabilities is an eighth
-to a half; where the loss reads means, of answers of about thirty tokens, and where β is a distance to reach, the axis asks for
-log-ratios of the same size.
+mostly a likelihood it is the rate itself, in multiples of the usual one. There are three trials, and more where the best of them was at
+an end: the choice is to lie between two others. β of a sum of log-probabilities is an eighth to a half; where the loss reads means, of
+answers of about thirty tokens, and where β is a distance to reach, the axis asks for log-ratios of the same size.
 
 Left out: `robust`, `kto` and the others with every option that they share with DPO (`sft_weight`, `wpo`, ...), because an option does
 there what it does here; a reference that is another model, LoRA and its kin, which are no methods; SFT with `score assistant`, because
@@ -27,8 +27,8 @@ PARAMETERS = 2_000_000
 
 RATES = (0.25, 1.0, 4.0)
 SUMS = (0.125, 0.25, 0.5)
-SMALL_SUMS = (0.03, 0.06, 0.125)
-MEANS = (4.0, 8.0, 16.0)
+TO_SMALLER_SUMS = (0.06, *SUMS)
+TO_SMALL_SUMS = (0.03, *TO_SMALLER_SUMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Contender:
 
     method: str
     axis: str
-    values: tuple[float, float, float]
+    values: tuple[float, ...]
     own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,37 +80,37 @@ def rounded(rate: float) -> float:
 CONTENDERS: dict[str, Contender] = {
     "sft": Contender("sft", "learning_rate", RATES),
     "dpo": Contender("dpo", "beta", SUMS),
-    "dpo, smoothed": Contender("dpo", "beta", SUMS, {"label_smoothing": 0.1}),
+    "dpo, smoothed": Contender("dpo", "beta", TO_SMALLER_SUMS, {"label_smoothing": 0.1}),
     "dpo, sft weight": Contender("dpo", "beta", SUMS, {"sft_weight": 0.2}),
     "dpo, wpo": Contender("dpo", "beta", SUMS, {"wpo": True}),
-    "dpo, ld-alpha": Contender("dpo", "beta", SUMS, {"ld_alpha": 0.5}),
-    "dpo, js": Contender("dpo", "beta", (1.0, 2.0, 4.0), {"f_divergence": "js"}),
-    "dpo, forward-kl": Contender("dpo", "beta", SUMS, {"f_divergence": "forward-kl"}),
-    "dpo, alpha": Contender("dpo", "beta", SUMS, {"f_divergence": "alpha", "f_alpha": 0.5}),
+    "dpo, ld-alpha": Contender("dpo", "beta", TO_SMALLER_SUMS, {"ld_alpha": 0.5}),
+    "dpo, js": Contender("dpo", "beta", (0.5, 1.0, 2.0, 4.0), {"f_divergence": "js"}),
+    "dpo, forward-kl": Contender("dpo", "beta", TO_SMALLER_SUMS, {"f_divergence": "forward-kl"}),
+    "dpo, alpha": Contender("dpo", "beta", (*SUMS, 1.0), {"f_divergence": "alpha", "f_alpha": 0.5}),
     # TR-DPO. A reference that comes along holds less, so that the same way takes a larger beta.
-    "dpo, moving reference": Contender("dpo", "beta", (0.25, 0.5, 1.0), {"sync_reference_every_steps": 40}),
-    "dpo, plackett-luce": Contender("dpo", "beta", SUMS, {"plackett_luce": True}),
-    "dpo, all pairs": Contender("dpo", "beta", SUMS, {"all_pairs": True}),
-    "ipo": Contender("ipo", "beta", (1.0, 2.0, 4.0)),
+    "dpo, moving reference": Contender("dpo", "beta", (*SUMS, 1.0), {"sync_reference_every_steps": 40}),
+    "dpo, plackett-luce": Contender("dpo", "beta", (*SUMS, 1.0), {"plackett_luce": True}),
+    "dpo, all pairs": Contender("dpo", "beta", (*SUMS, 1.0), {"all_pairs": True}),
+    "ipo": Contender("ipo", "beta", (0.5, 1.0, 2.0, 4.0)),
     "ipo, sums": Contender("ipo", "beta", (0.03, 0.06, 0.12), {"reduction": "sum"}),
-    "ipo + sft": Contender("ipo", "beta", (1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
-    "kto": Contender("kto", "beta", SUMS),
+    "ipo + sft": Contender("ipo", "beta", (0.25, 0.5, 1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
+    "kto": Contender("kto", "beta", TO_SMALLER_SUMS),
     "orpo": Contender("orpo", "learning_rate", RATES, {"odds_weight": 1.0}),
     "simpo": Contender("simpo", "learning_rate", (1.0, 2.0, 4.0)),
     "cpo": Contender("cpo", "beta", SUMS),
     "robust": Contender("robust", "beta", SUMS, {"label_smoothing": 0.1}),
     "hinge": Contender("hinge", "beta", SUMS),
-    "ln-dpo": Contender("ln-dpo", "beta", MEANS),
+    "ln-dpo": Contender("ln-dpo", "beta", (2.0, 4.0, 8.0, 16.0)),
     "rdpo": Contender("rdpo", "beta", SUMS),
     # At 5, which suits answers that differ in few words, it hardly moves here.
-    "dpop": Contender("dpop", "penalty", (0.1, 0.5, 2.5), {"beta": 0.25}),
-    "exo": Contender("exo", "beta", SUMS),
-    "nca": Contender("nca", "beta", SMALL_SUMS),
-    "bco": Contender("bco", "beta", SUMS),
-    "bco, thumbs": Contender("bco", "beta", SUMS, {"unpaired": True}),
-    "sppo": Contender("sppo", "beta", (0.0125, 0.025, 0.05)),
-    "apo-zero": Contender("apo-zero", "beta", SUMS),
-    "apo-down": Contender("apo-down", "learning_rate", RATES),
-    "discopop": Contender("discopop", "beta", (0.5, 1.0, 2.0)),
+    "dpop": Contender("dpop", "penalty", (0.02, 0.1, 0.5, 2.5), {"beta": 0.25}),
+    "exo": Contender("exo", "beta", (*SUMS, 1.0)),
+    "nca": Contender("nca", "beta", (0.0075, 0.015, 0.03, 0.06, 0.125)),
+    "bco": Contender("bco", "beta", TO_SMALL_SUMS),
+    "bco, thumbs": Contender("bco", "beta", TO_SMALL_SUMS, {"unpaired": True}),
+    "sppo": Contender("sppo", "beta", (0.003, 0.006, 0.0125, 0.025, 0.05)),
+    "apo-zero": Contender("apo-zero", "beta", TO_SMALL_SUMS),
+    "apo-down": Contender("apo-down", "learning_rate", (0.125, *RATES)),
+    "discopop": Contender("discopop", "beta", (0.25, 0.5, 1.0, 2.0)),
     "reward": Contender("reward", "learning_rate", RATES),
 }

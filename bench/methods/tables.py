@@ -26,8 +26,8 @@ COLUMNS = {
 
 ABOUT = f"""
 Means over the seeds, ± the standard deviation between them; rows by true reward. A world of its own (the trials' seed) chose each
-method's settings among three: of those with a KL of at most {MOST_KL:g} nats the highest true reward. Methods so end at different KLs, and
-more KL buys more reward: "best at this KL" is what the best policy at that distance from the SFT model would have (its samples weighed
+method's settings along one axis: of those with a KL of at most {MOST_KL:g} nats the highest true reward. Methods so end at different KLs,
+and more KL buys more reward: "best at this KL" is what the best policy at that distance from the SFT model would have (its samples weighed
 by e^(t·reward)). All trials stand below. All runs of a seed have as many steps; thumbs are the pairs' answers one by one, rankings have
 four answers each, and SFT sees the chosen ones alone. CPU s: of the processor, all of a run from an empty cache, its tokens and its
 reference included (by the clock it is as much on an idle core; FILE.jsonl has that too). Accuracy: share of held-out pairs, as they are
@@ -94,8 +94,9 @@ def row(name: str, settings: str, runs: Sequence[Mapping[str, Any]], remark: str
 
 def trials_table(entries: Sequence[Entry]) -> Iterator[str]:
     """All trials: value, true reward and KL, those with the chosen settings in bold."""
-    yield "| method | varied | | | |"
-    yield "|---|---|---|---|---|"
+    most = max((len(entry.trials) for entry in entries), default=0)
+    yield "| method | varied |" + " |" * most
+    yield "|---|---|" + "---|" * most
     for entry in entries:
         axis = entry.contender.axis
         cells = []
@@ -103,7 +104,7 @@ def trials_table(entries: Sequence[Entry]) -> Iterator[str]:
             found = f"{trial['true_reward']:.3f} at {trial['kl']:.1f}" if "kl" in trial else f"accuracy {trial['accuracy']:.2f}"
             cell = f"{trial['settings'][axis]:g}: {found}"
             cells.append(f"**{cell}**" if trial is entry.chosen else cell)
-        cells += [""] * (len(entry.contender.values) - len(cells))
+        cells += [""] * (most - len(cells))
         yield f"| {entry.name} | {axis.replace('_', ' ')} | " + " | ".join(cells) + " |"
 
 

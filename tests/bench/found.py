@@ -40,7 +40,7 @@ def found_for(name: str, *, trials: list[tuple[float, float]], runs: list[tuple[
 
 LINES = [
     *(world_line(seed, 0.5) for seed in (*SEEDS, TRIAL_SEED)),
-    *found_for("dpo, js", trials=[(0.9, 20.0), (0.85, 5.0), (0.7, 1.0)], runs=[(0.8, 2.0), (0.9, 4.0)], chosen=1),
+    *found_for("dpo, js", trials=[(0.95, 40.0), (0.9, 20.0), (0.85, 5.0), (0.7, 1.0)], runs=[(0.8, 2.0), (0.9, 4.0)], chosen=2),
     *found_for("dpo", trials=[(0.99, 9.0), (0.97, 12.0), (0.95, 8.5)], runs=[(0.95, 9.0), (0.93, 7.0), (0.94, 5.0)], chosen=2),
 ]
 

@@ -16,7 +16,7 @@ from prefopt.engine.logps import TokenLogps
 from prefopt.errors import DataError
 from prefopt.methods.bco import shift_of
 from prefopt.methods.kto import KTO, balancing_weights
-from prefopt.methods.thumbs import WithPartners
+from prefopt.methods.thumbs import WithPartners, thumb_metrics
 from prefopt.trees import Completion, PromptTree, token_ids
 
 
@@ -255,6 +255,18 @@ def test_figures_of_thumbs_by_hand(make_model):
     assert [math.isnan(value) for value in found.examples["rewards/undesirable"]] == is_up.tolist()
     ups = [own for own in trees if own.completions[0].label]
     assert "rewards/undesirable" not in one.evaluate(ups, state).figures
+
+
+@pytest.mark.parametrize(("nats", "accuracy"), [(5e-4, 0.5), (-5e-4, 0.5), (2e-3, 0.0), (-2e-3, 1.0)])
+def test_what_lies_as_near_to_the_point_as_rounding_is_on_neither_side(make_model, nats: float, accuracy: float):
+    """z0 of a model that is its reference is not always 0, because partners are packed otherwise."""
+    one = trainer(make_model, Case("kto", {"beta": 0.5}).method(), max_tokens=60)
+    batch = pack([own for own in thumbs(7) if own.completions[0].label][:1], sharing="flat")
+    with torch.no_grad():
+        policy, reference = one.policy(batch), one.reference.logps(batch)
+    point = 0.5 * (float(policy.sum() - reference.sum()) + nats)
+    metrics, _ = thumb_metrics(policy, reference, batch, beta=0.5, point=point)
+    assert metrics["rewards/accuracy"].tolist() == [accuracy]
 
 
 def test_the_shift_is_halfway_between_the_kinds():

@@ -252,7 +252,7 @@ class Typist:
     def __init__(self, command: list[str], width: int) -> None:
         self.terminal, inside = os.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-        environment = {**os.environ, "TERM": "xterm"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
         self.process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=environment)
         os.close(inside)
         self.seen = ""

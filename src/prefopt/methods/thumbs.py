@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CROWDED = 4
 """Thumbs that share a partner, from which on they are many: with two answers to each prompt hardly any do."""
 
+ROUNDING = 1e-3
+"""Nats by which a log-ratio of 0 may be off: an answer packed beside others is not summed up in the same order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thumbs:
@@ -153,8 +156,8 @@ def thumb_metrics(
     """Metrics of each example, [B], detached; and which examples have those that belong to one kind of thumb only.
 
     `rewards/desirable` and `rewards/undesirable` are the implicit rewards β·(ℓ − ref) of what is up and what is down.
-    `rewards/accuracy` is 1 where the reward lies on the right side of the point that the loss compares it with, and ½ on it, so that
-    it starts at one half. `kl` as in `prefopt.methods.pairs.pair_metrics`.
+    `rewards/accuracy` is 1 where the reward lies on the right side of the point that the loss compares it with, and ½ where it lies
+    within `ROUNDING` of it, so that it starts at one half. `kl` as in `prefopt.methods.pairs.pair_metrics`.
 
     Args:
         policy, reference, batch: as a loss reads them.
@@ -168,7 +171,7 @@ def thumb_metrics(
     metrics = {
         "rewards/desirable": rewards_B,
         "rewards/undesirable": rewards_B,
-        "rewards/accuracy": ((away_B > 0).float() + (away_B >= 0).float()) / 2,
+        "rewards/accuracy": ((away_B > beta * ROUNDING).float() + (away_B >= -beta * ROUNDING).float()) / 2,
         "logps/desirable": logps_B,
         "logps/undesirable": logps_B,
     }
