@@ -11,7 +11,7 @@ BROKEN = ("endings", "repetition", "entropy")
 RANKS = (
     *BROKEN,
     *("diverged", "loss_spike", "untrained_reference", "overfitting", "kl", "displacement", "lengths"),
-    *("no_progress", "accuracy_near_half", "by_heart", "too_easy", "gradient_spike"),
+    *("wrong_way", "no_progress", "accuracy_near_half", "by_heart", "too_easy", "gradient_spike"),
     *("few_steps", "start_difference", "learning_rate", "beta"),
 )
 """All rules, those first whose remedy is the most urgent: broken answers, broken training, a wrong beginning, what was paid for

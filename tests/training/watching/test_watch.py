@@ -187,6 +187,7 @@ CASES: list[tuple[str, Callable[[float], Case], float, float]] = [
     ("no_progress", lambda fall: (sft(), demonstrations(60, loss=lambda step: 2.0 - fall * (step > 30))), 0.03, 0.01),
     ("no_progress", lambda loss: (sft(before={"eval/loss": 2.0}), losses_of(demonstrations(60), (60, loss))), 1.97, 1.99),
     ("accuracy_near_half", lambda accuracy: (dpo(), steps(56, rewards_accuracy=accuracy)), 0.51, 0.5),
+    ("wrong_way", lambda accuracy: (dpo(), steps(56, rewards_accuracy=accuracy)), 0.6, 0.35),
     ("too_easy", lambda accuracy: (dpo(), steps(20, rewards_accuracy=accuracy)), 0.97, 0.985),
     ("by_heart", lambda again: (dpo(num_train=800), steps(90, rewards_accuracy=lambda step: 0.65 if step <= 50 else again)), 0.83, 0.9),
     ("displacement", lambda reward: (dpo(), steps(30, rewards_chosen=reward)), -0.39, -0.41),
@@ -309,6 +310,16 @@ def test_first_steps_do_not_count():
     assert replay(dpo(more={"batch_size": 2}), steps(100, rewards_accuracy=0.5)) == [], "100 pairs can be half right by chance"
     assert replay(dpo(), steps(4, kl=50.0, rewards_chosen=-50.0)) == []
     assert replay(dpo(), steps(12, rewards_accuracy=1.0)) == [], "192 pairs"
+
+
+def test_the_wrong_way_has_the_remedy_of_its_loss():
+    rows = steps(60, rewards_accuracy=0.2)
+    [found] = replay(dpo(), rows)
+    assert (found.rule, "--learning-rate" in found.do, "--beta" in found.do) == ("wrong_way", True, False)
+    [found] = replay(dpo(method="discopop"), rows)
+    assert (found.rule, "higher --beta (now 0.1)" in found.do) == ("wrong_way", True)
+    [found] = replay(dpo(begins_at_reference=False), rows)
+    assert found.rule == "accuracy_near_half", "it may have begun there"
 
 
 def test_in_the_first_epoch_nothing_is_known_by_heart():

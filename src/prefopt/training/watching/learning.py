@@ -10,6 +10,10 @@ NEAR_HALF = 0.55
 """Reward accuracy that counts as stuck when the true one is below it, two standard errors included. People agree with each
 other on 60 to 75 of 100 pairs of the well-known sets, and DPO reaches 0.6 and more on them within one epoch."""
 
+WRONG_WAY = 0.45
+"""Reward accuracy on training pairs below which, two standard errors included, the opposite of the labels is learned. Labels
+that are all swapped do not show so: the policy learns them as they are."""
+
 HALF_WAY = 0.5
 """Share of the steps after warm-up that must be done before a lack of progress counts: with a cosine half of all movement is over."""
 
@@ -88,7 +92,7 @@ def accuracy_near_half(history: History) -> Finding | None:
         return None
     num_pairs = len(accuracies) * run.batch_size
     accuracy, error = fmean(accuracies), 0.5 / math.sqrt(num_pairs)
-    if accuracy + SURE * error >= NEAR_HALF or _hardly_moved(history) is not None:
+    if accuracy + SURE * error >= NEAR_HALF or _hardly_moved(history) is not None or wrong_way(history) is not None:
         return None
     kls = history.last(WINDOW, "kl")
     moved = f", although it has moved by {said(fmean(kls))} nats (KL)" if kls else ""
@@ -103,6 +107,31 @@ def accuracy_near_half(history: History) -> Finding | None:
         f"{smoothing}and only then try a higher --learning-rate (now {run.learning_rate:g})."
     )
     return Finding("accuracy_near_half", step, "warning", what, do, {"accuracy": accuracy, "error": error, "num_pairs": num_pairs})
+
+
+def wrong_way(history: History) -> Finding | None:
+    """The policy has moved from its reference, and ranks training pairs worse than chance."""
+    run, step = history.run, history.step
+    accuracies = history.last(min(step // 2, ACCURACY_ROWS), "rewards/accuracy")
+    of_pairs = history.last(1, "rewards/margin")  # which share of thumbs lies above a point says less
+    if not _is_half_way(history) or not (run.has_reference and run.begins_at_reference) or not accuracies or not of_pairs:
+        return None
+    num_pairs = len(accuracies) * run.batch_size
+    accuracy, error = fmean(accuracies), 0.5 / math.sqrt(num_pairs)
+    if accuracy + SURE * error >= WRONG_WAY or _hardly_moved(history) is not None:
+        return None
+    what = (
+        f"The policy ranks only {accuracy:.1%} ± {error:.1%} of the pairs as they are labelled (the last {num_pairs:,} that it was "
+        "trained on), fewer than chance would: it learns the opposite of what they say."
+    )
+    if run.method == "discopop":
+        do = (
+            f"Give a higher --beta (now {run.beta:g}) or --learning-rate (now {run.learning_rate:g}): the slope of this loss points the "
+            "wrong way at margins about 0, and training has to be carried over that."
+        )
+    else:
+        do = f"Give a lower --learning-rate (now {run.learning_rate:g}): the steps are so large that they undo what they teach."
+    return Finding("wrong_way", step, "warning", what, do, {"accuracy": accuracy, "error": error, "num_pairs": num_pairs})
 
 
 def _is_half_way(history: History) -> bool:

@@ -120,6 +120,15 @@ RULES: tuple[Rule, ...] = (
         over_steps=True,
     ),
     Rule(
+        learning.wrong_way,
+        "step",
+        f"half-way after warm-up the accuracy on the pairs of the second half so far, with {SURE:g} standard errors added, is "
+        f"below {learning.WRONG_WAY:g}, the policy has moved, and it began at its reference",
+        "swapped labels are learned as they are and show an accuracy above one half; below it the loss itself, or its steps, lead away",
+        "`--learning-rate`; `--beta` of `discopop`",
+        over_steps=True,
+    ),
+    Rule(
         learning.too_easy,
         "step",
         f"in the first epoch the accuracy on the last {learning.TOO_EASY_PAIRS} pairs is {learning.TOO_EASY:g} or more",
