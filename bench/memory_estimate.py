@@ -109,13 +109,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from prefopt.config import check
     from prefopt.training.assemble import method_named, own_settings, settings_for
     from prefopt.training.cut import fullest_row
+    from prefopt.training.memory.available import held, most_held
     from prefopt.training.memory.estimate import estimate_memory
     from prefopt.training.run import train_with
     from prefopt.training.terminal.narrator import Quiet
 
-    base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    base = held()
     result = train_with("dpo", narrator=Quiet(), **spec)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = most_held()
     used = resource.getrusage(resource.RUSAGE_SELF)
     method = method_named("dpo")
     settings = check(settings_for(method), spec)

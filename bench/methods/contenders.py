@@ -28,7 +28,7 @@ PARAMETERS = 2_000_000
 RATES = (0.25, 1.0, 4.0)
 SUMS = (0.125, 0.25, 0.5)
 TO_SMALLER_SUMS = (0.06, *SUMS)
-TO_SMALL_SUMS = (0.03, *TO_SMALLER_SUMS)
+TO_SMALL_SUMS = (0.015, 0.03, *TO_SMALLER_SUMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ CONTENDERS: dict[str, Contender] = {
     "dpo, moving reference": Contender("dpo", "beta", (*SUMS, 1.0), {"sync_reference_every_steps": 40}),
     "dpo, plackett-luce": Contender("dpo", "beta", (*SUMS, 1.0), {"plackett_luce": True}),
     "dpo, all pairs": Contender("dpo", "beta", (*SUMS, 1.0), {"all_pairs": True}),
-    "ipo": Contender("ipo", "beta", (0.5, 1.0, 2.0, 4.0)),
+    "ipo": Contender("ipo", "beta", (0.25, 0.5, 1.0, 2.0, 4.0)),
     "ipo, sums": Contender("ipo", "beta", (0.03, 0.06, 0.12), {"reduction": "sum"}),
-    "ipo + sft": Contender("ipo", "beta", (0.25, 0.5, 1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
+    "ipo + sft": Contender("ipo", "beta", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), {"mix": {"sft": 0.2}}),
     "kto": Contender("kto", "beta", TO_SMALLER_SUMS),
     "orpo": Contender("orpo", "learning_rate", RATES, {"odds_weight": 1.0}),
     "simpo": Contender("simpo", "learning_rate", (1.0, 2.0, 4.0)),
@@ -103,13 +103,13 @@ CONTENDERS: dict[str, Contender] = {
     "ln-dpo": Contender("ln-dpo", "beta", (2.0, 4.0, 8.0, 16.0)),
     "rdpo": Contender("rdpo", "beta", SUMS),
     # At 5, which suits answers that differ in few words, it hardly moves here.
-    "dpop": Contender("dpop", "penalty", (0.02, 0.1, 0.5, 2.5), {"beta": 0.25}),
+    "dpop": Contender("dpop", "penalty", (0.005, 0.02, 0.1, 0.5, 2.5), {"beta": 0.25}),
     "exo": Contender("exo", "beta", (*SUMS, 1.0)),
-    "nca": Contender("nca", "beta", (0.0075, 0.015, 0.03, 0.06, 0.125)),
+    "nca": Contender("nca", "beta", (0.00375, 0.0075, 0.015, 0.03, 0.06, 0.125)),
     "bco": Contender("bco", "beta", TO_SMALL_SUMS),
     "bco, thumbs": Contender("bco", "beta", TO_SMALL_SUMS, {"unpaired": True}),
-    "sppo": Contender("sppo", "beta", (0.003, 0.006, 0.0125, 0.025, 0.05)),
-    "apo-zero": Contender("apo-zero", "beta", TO_SMALL_SUMS),
+    "sppo": Contender("sppo", "beta", (0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05)),
+    "apo-zero": Contender("apo-zero", "beta", (0.03, *TO_SMALLER_SUMS)),
     "apo-down": Contender("apo-down", "learning_rate", (0.125, *RATES)),
     "discopop": Contender("discopop", "beta", (0.25, 0.5, 1.0, 2.0)),
     "reward": Contender("reward", "learning_rate", RATES),

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,14 @@ def test_memory_is_counted_anew_for_each_run():
     forget_peak_memory()
     if Path("/proc/self/clear_refs").exists():
         assert peak_memory_gb(torch.device("cpu")) < high - 0.2
+
+
+def test_memory_is_that_of_this_process_not_of_the_one_that_started_it():
+    words = "from prefopt.training.memory.available import most_held; print(most_held())"
+    block = bytearray(800_000_000)
+    block[::4096] = b"1" * len(block[::4096])
+    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < len(block) or not Path("/proc/self/status").exists()
 
 
 # Going on.

@@ -5,8 +5,6 @@ are not finite, step. What the examples are, what the loss is and how the model 
 """
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -30,6 +28,7 @@ from prefopt.models.reference import Reference
 from prefopt.training.cut import MicroBatch, cut
 from prefopt.training.group.processes import Processes
 from prefopt.training.group.sharding import not_finite
+from prefopt.training.memory.available import most_held
 from prefopt.training.not_finite import CAUSES, NotFinite, in_words, step_not_finite
 from prefopt.training.optimizer import Schedule, clip_gradients, set_learning_rate
 from prefopt.training.optimizers.kinds import kind_of
@@ -331,8 +330,7 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory that was in use at once so far, in 10⁹ bytes: the allocator's on a GPU, the process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return most_held() / 1e9
 
 
 def forget_peak_memory() -> None:

@@ -1,6 +1,9 @@
 """How much memory a process may still take."""
 
 import os
+import resource
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,18 @@ def held() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def most_held() -> int:
+    """The most memory that this process has held at once, in bytes.
+
+    On Linux the kernel's mark of the process itself, where it has one: `ru_maxrss` begins at what the process that started it held.
+    """
+    with suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _machine(root: Path) -> int | None:

@@ -2,13 +2,13 @@
 
 import os
 import re
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from prefopt.errors import RunError
+from prefopt.training.memory.available import held
 from prefopt.training.memory.check import LORA_RANK
 from prefopt.training.memory.estimate import size, trains_adapter
 from prefopt.training.settings import RunSettings
@@ -74,13 +74,10 @@ def in_use(device: torch.device) -> str:
         total = torch.cuda.get_device_properties(device).total_memory
         name = torch.cuda.get_device_name(device)
         return f"the run held {size(torch.cuda.memory_allocated(device))} of the {size(total)} of {name}"
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            held = int(file.read().split()[1]) * resource.getpagesize()
-    except (OSError, ValueError, IndexError):
+    if not (now := held()):
         return "on the CPU"
     count = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return f"this process held {size(held)} of the machine's memory" + (f", and {count - 1} others run beside it" if count > 1 else "")
+    return f"this process held {size(now)} of the machine's memory" + (f", and {count - 1} others run beside it" if count > 1 else "")
 
 
 def _asked(error: BaseException) -> str:
