@@ -44,7 +44,7 @@ SEEDS = (0, 1000, 2000)
 TRIAL_SEED = 100_000
 
 SIZES = replace(Plan(), dpo_epochs=1.5)
-"""The quickstart's but for a quarter of the steps, so that all of it takes little more than two hours of one core."""
+"""The quickstart's but for a quarter of the steps, so that all of it takes some two and a half hours of one core."""
 
 SMALL = Plan(
     num_reviews=1500, num_held_out=30, num_pairs=96, hidden=64, layers=2, vocabulary=800, sft_learning_rate=1e-2, max_new_tokens=60
