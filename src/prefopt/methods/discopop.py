@@ -10,7 +10,7 @@ for small margins, it is not convex.
 When to use it: to compare with DPO; in the paper it is as good or better on the tasks that it was not found on.
 What to watch: at a margin of 0, where training begins, the slope points the wrong way: the loss has a bump at x = 0.07 and a hollow at
 x = −0.12 (τ = 0.05), and pairs that stay in the hollow are not learned. β and the learning rate must carry them over; look at
-`rewards/accuracy` after the first tenth.
+`rewards/accuracy` after the first tenth. What is stuck there the watch calls `wrong_way`.
 Deviations from the paper: none; exp(−x)·m is computed as exp(log m − x), which stays finite where each factor does not.
 
 Shapes: B pairs in the batch.
