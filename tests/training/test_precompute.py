@@ -1,12 +1,17 @@
 """Values of the reference before training: each is computed once, and all processes end with all of them."""
 
+import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.training.group_server import Server
 from tests.training.runs import figures, losses, rows, run
 
+from prefopt.models.reference_cache import CacheContext, ReferenceCache
 from prefopt.training.precompute import lacking, portions, value_lengths
 from prefopt.trees import Completion, PromptTree, token_ids
 
@@ -62,3 +67,28 @@ def test_a_run_on_little_memory_is_the_run_on_much(
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     run("dpo", model_folder(), pairs, tmp_path / "again", **settings)
     assert figures(tmp_path / "again") == figures(tmp_path / "little"), "from the caches, to the bit"
+
+
+def test_one_more_method_leaves_the_values_of_those_before_alone(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):
+    """KTO runs each answer beside one of another prompt, which rounds otherwise: a later run of DPO is to find what the first one had."""
+    shared = {"cache_dir": tmp_path / "cache", "samples": 0, "max_steps": 2}
+    run("dpo", model_folder(), pairs, tmp_path / "before", **shared)
+    [path] = (tmp_path / "cache").rglob("*.sqlite")
+    cache_at(path).put({key: value + 1e-5 for key, value in values_in(path).items()})  # by about what rounding does
+    moved = values_in(path)
+    run("kto", model_folder(), pairs, tmp_path / "kto", **shared)
+    now = values_in(path)
+    assert len(now) > len(moved)
+    assert all(np.array_equal(now[key], value) for key, value in moved.items())
+
+
+def cache_at(path: Path) -> ReferenceCache:
+    with closing(sqlite3.connect(path)) as connection:
+        [[context]] = connection.execute("SELECT json FROM context")
+    return ReferenceCache(path.parent, CacheContext(**json.loads(context)))
+
+
+def values_in(path: Path) -> dict[bytes, np.ndarray]:
+    with closing(sqlite3.connect(path)) as connection:
+        keys = [key for (key,) in connection.execute("SELECT key FROM logps")]
+    return cache_at(path).get(keys)

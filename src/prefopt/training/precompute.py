@@ -109,7 +109,9 @@ class Portion:
                 with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
                     logps = self.reference.logps(batch)
                 assert isinstance(logps, TokenLogps)
-                fresh = split_by_key(batch, logps)
+                # What is there stays: an answer beside others is not summed up in the same order, and one more method, or one more
+                # answer to a prompt, is not to change the last digits of runs that were done before.
+                fresh = {key: value for key, value in split_by_key(batch, logps).items() if key not in values}
                 values.update(fresh)
                 self.cache.put(fresh)
                 ticker.step(done, {})
