@@ -76,7 +76,7 @@ def clouds(entries: Sequence[Entry], worlds: Sequence[Line]) -> str:
         parts.append(f'<g transform="translate({x} {y})">')
         parts.append(f'<text x="0" y="-6" style="fill:var(--ink)">{escape(entry.name)}</text><use href="#all"/>')
         if number + COLUMNS >= len(shown):
-            parts += [f'<text class="says" x="{kl(value)}" y="{TALL + 16}" text-anchor="middle">{value:g}</text>' for value in kl_ticks]
+            parts += [f'<text class="says" x="{kl(value)}" y="{TALL + 18}" text-anchor="middle">{value:g}</text>' for value in kl_ticks]
         if column == 0:
             parts += [f'<text class="says" x="-6" y="{reward(value) + 4}" text-anchor="end">{value:g}</text>' for value in ticks]
         tried = [(kl(trial["kl"]), reward(trial["true_reward"])) for trial in entry.trials]

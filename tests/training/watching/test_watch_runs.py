@@ -103,6 +103,13 @@ def test_random_labels_are_near_half(bench: Bench, answers: Path):
     assert found["accuracy_near_half"]["values"]["accuracy"] < 0.53
 
 
+def test_a_loss_that_slopes_the_wrong_way_at_first(bench: Bench, answers: Path):
+    """DiscoPOP with a small beta: no step carries it over the bump."""
+    found = bench.run("discopop", answers, noisy(pair_rows(160), 0.15), learning_rate=1e-4, epochs=3, samples=0)
+    assert found.keys() == {"wrong_way"}
+    assert found["wrong_way"]["values"]["accuracy"] < 0.4
+
+
 def test_random_labels_are_overfitted_in_many_epochs(bench: Bench, answers: Path):
     settings = {"epochs": 12, "learning_rate": 1e-3, "eval_fraction": 0.25, "eval_every_steps": 20, "samples": 0}
     found = bench.run("dpo", answers, noisy(pair_rows(96), 0.5), **settings)
