@@ -93,6 +93,12 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "100 of 5,000 examples (2 %) repeat an earlier one",
         {"method": "dpo"},
     ),
+    "may-be-verdicts": (
+        facts(content=content(repeated=Count(100, 5000)), agreement=Agreement(0, 60, 4900, 60, if_verdicts=0.2)),
+        "100 of 5,000 examples (2 %) equal an earlier one in every column, and "
+        "60 of 4,900 pairs of answers (1.2 %) have verdicts both ways",
+        {"method": "dpo", "label_smoothing": 0.1},
+    ),
     "is-chance": (
         facts(agreement=Agreement(52, 100, 100, 48)),
         "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",

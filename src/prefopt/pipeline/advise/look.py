@@ -256,8 +256,7 @@ def look(settings: AdviseSettings) -> Facts:
         counts=stream.counts,
         lengths=lengths_of(examples),
         content=content_of(examples, num_copies, *(Count(number, every) for number in (stream.tests, stream.constraints, stream.truths))),
-        # A row that is there twice is one verdict, which somebody copied.
-        agreement=agreement([example for example in examples if example.location not in copies], stream.votes, stream.ties),
+        agreement=agreement(examples, stream.votes, stream.ties, copies),
         thumbs=Thumbs(stream.up, stream.down, *graded_of(examples)) if kind == "thumbs" else Thumbs(),
         beside=Beside(beside, stream.num_beside, max(1, round(stream.beside_per_epoch))) if beside else Beside(),
         strays=dict(stream.strays.most_common()),

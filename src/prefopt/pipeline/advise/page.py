@@ -124,6 +124,9 @@ def spread(lengths: Spread, unit: str) -> str:
 def noise(facts: Facts) -> str:
     """How far verdicts agree; empty where nothing is judged against something else."""
     found = facts.agreement
+    if found.if_verdicts is not None:
+        if_all = f"if all are verdicts, about {percent(found.if_verdicts)} is wrong"
+        return f"equal rows may be copies, or verdicts that agree: how many are wrong cannot be told; {if_all}"
     if found.couples:
         who = "votes for an answer" if found.of_voters else "two verdicts on the same answers"
         whose = "what most say" if found.of_voters else "verdicts"

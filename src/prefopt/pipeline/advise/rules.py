@@ -114,6 +114,12 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "arXiv 2107.06499",
         ),
         Rule(
+            signs.may_be_verdicts,
+            "a column that says who judged, and who judged twice will be told from copies; until then keep all of them",
+            "How many verdicts are wrong follows from how often two agree, and without such a column two that agree look like a copy",
+            "[data](data.md)",
+        ),
+        Rule(
             signs.is_chance,
             "look at the verdicts before you train on them",
             "What people do not agree on cannot be learned",
@@ -212,8 +218,9 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
         Rule(
             signs.is_noise_seen,
-            "conservative DPO: `dpo --label-smoothing 0.1`; have some pairs judged twice, and `robust` can be told the rate",
-            "Some verdicts are wrong, and how many cannot be told",
+            "conservative DPO: `dpo --label-smoothing 0.1`; have some pairs judged twice, with a column that says who judged, and `robust` "
+            "can be told the rate",
+            "Some verdicts are wrong, and there is no rate to tell robust DPO",
             "[dpo](methods/dpo.md); [robust](methods/robust.md)",
             ("dpo",),
             to(label_smoothing=0.1),

@@ -131,14 +131,14 @@ def is_edited(facts: Facts) -> str:
 def is_noise_known(facts: Facts) -> str:
     """{NOISY:.0%} or more of verdicts are wrong, as {TOLD_TWICE} or more couples of verdicts on the same answers tell."""
     found = facts.agreement
-    if not is_pairs(facts) or found.couples < TOLD_TWICE or found.error < NOISY or found.share < BY_CHANCE:
+    if not is_pairs(facts) or not found.is_rate_known or found.couples < TOLD_TWICE or found.error < NOISY or found.share < BY_CHANCE:
         return ""
     who = "votes for an answer" if found.of_voters else "verdicts on the same answers"
     return f"{who} agree in {Count(found.agree, found.couples):couples}, so about {100 * found.error:.0f} % of the verdicts are wrong"
 
 
 def is_noise_seen(facts: Facts) -> str:
-    """{CONTRADICTED:.0%} of pairs or more have verdicts both ways, and they are too few to tell a rate."""
+    """{CONTRADICTED:.0%} of pairs or more have verdicts both ways, and no rate follows from them."""
     found = facts.agreement
     if not is_pairs(facts) or found.of_voters or is_noise_known(facts) or not found.contradicted:
         return ""
@@ -149,7 +149,7 @@ def is_noise_seen(facts: Facts) -> str:
 def is_chance(facts: Facts) -> str:
     """Verdicts on the same answers agree less often than {BY_CHANCE:.0%}."""
     found = facts.agreement
-    if found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
+    if not found.is_rate_known or found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
         return ""
     return f"verdicts on the same answers agree in {Count(found.agree, found.couples):couples}; coins would in half of them"
 
@@ -198,10 +198,20 @@ def has_strays(facts: Facts) -> str:
 def has_copies(facts: Facts) -> str:
     """{DOUBTFUL:.0%} of examples or more are copies of another (where something is judged: in every column), or near copies."""
     found = facts.content
-    if max(found.repeated.share, found.near.share) < DOUBTFUL:
+    if max(found.repeated.share, found.near.share) < DOUBTFUL or may_be_verdicts(facts):
         return ""
     near = f", and {found.near:others} are near copies of one" if found.near.num else ""
     return f"{found.repeated:examples} repeat an earlier one{near}"
+
+
+def may_be_verdicts(facts: Facts) -> str:
+    """Rows that are the same in every column, beside verdicts both ways: copies, or verdicts that agree."""
+    if facts.agreement.if_verdicts is None:
+        return ""
+    both_ways = Count(facts.agreement.contradicted, facts.agreement.pairs)
+    return (
+        f"{facts.content.repeated:examples} equal an earlier one in every column, and {both_ways:pairs of answers} have verdicts both ways"
+    )
 
 
 def is_untuned(facts: Facts) -> str:
