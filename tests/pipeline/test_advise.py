@@ -74,6 +74,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "its tokenizer brings no chat template, and all 5,000 examples are chats",
         {"stages": ["sft", "dpo"], "sft": {"learning_rate": 2e-5}, "dpo": {"beta": 0.1, "learning_rate": 5e-7}},
     ),
+    "is-untuned-for-pairs": (facts(content=CHATS, model=model(has_template=False)), "5,000 pairs", {"stages": ["sft", "dpo"]}),
     "is-model-unknown": (facts(), "no model was given", {"method": "dpo"}),
     "are-beside": (
         facts(data=("pairs.jsonl",), beside=Beside(("good.jsonl",), 100_000, 100_000)),
@@ -95,8 +96,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
     ),
     "may-be-verdicts": (
         facts(content=content(repeated=Count(100, 5000)), agreement=Agreement(0, 60, 4900, 60, if_verdicts=0.2)),
-        "100 of 5,000 examples (2 %) equal an earlier one in every column, and "
-        "60 of 4,900 pairs of answers (1.2 %) have verdicts both ways",
+        "100 of 5,000 examples (2 %) equal an earlier one, and 60 of 4,900 pairs of answers (1.2 %) have verdicts both ways",
         {"method": "dpo", "label_smoothing": 0.1},
     ),
     "is-chance": (

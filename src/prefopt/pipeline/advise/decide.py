@@ -108,8 +108,10 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
     place: dict[str, Any] = {"model": settings.model} if settings.model else {}
     place |= {"data": settings.data, "out": "runs/advised"}
     if len(stages) > 1:
+        own_pace = pace(whole, shared)
+        under["sft"] = {**under["sft"], **own_pace}
+        reasons |= dict.fromkeys((f"sft: {key}" for key in own_pace), f"{whole.per_epoch('good answers')}")
         if beside:
-            under["sft"] = {**under["sft"], **pace(whole, shared)}
             under[name] = {"data": list(facts.data), **under[name]}
         config = {"stages": stages, **place, **shared, **under}
         reasons["stages"] = "the model had no SFT, as far as can be told" if untuned else beside

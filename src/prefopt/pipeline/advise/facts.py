@@ -97,7 +97,7 @@ class Content:
 
     Attributes:
         languages: language in Latin letters, or other script -> share of all letters.
-        raw: examples that are plain text, not a chat.
+        raw: examples that are plain text, not a chat. unprompted: examples with no words before the answer.
         repeated: copies of an earlier example: of what is judged rows that are the same in every column, since another verdict on the
             same answers is none; else the same texts. near: different ones that are near copies of an earlier one.
         alike: pairs whose two answers are near copies of each other.
@@ -115,6 +115,7 @@ class Content:
     tests: Count = Count()
     constraints: Count = Count()
     truths: Count = Count()
+    unprompted: Count = Count()
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ def content_of(examples: Sequence[Example], num_copies: int | None, tests: Count
         tests=tests,
         constraints=constraints,
         truths=truths,
+        unprompted=Count(sum(not words_of(example.prompt).strip() for example in examples), len(examples)),
     )
 
 

@@ -179,9 +179,11 @@ def table(decision: Decision, width: int) -> list[str]:
     for name, value in decision.config.items():
         of_stage = isinstance(value, dict) and name in stages
         own = value if of_stage else {name: value}
-        rows += [(f"{name}: {key}" if of_stage else key, plain_value(entry), decision.reasons.get(key)) for key, entry in own.items()]
+        for key, entry in own.items():
+            named = f"{name}: {key}" if of_stage else key
+            rows.append((named, plain_value(entry), decision.reasons.get(named, decision.reasons.get(key))))
     there = {name.rpartition(" ")[2] for name, *_ in rows}
-    rows += [(name, "-", why) for name, why in decision.reasons.items() if name not in there]
+    rows += [(name, "-", why) for name, why in decision.reasons.items() if name.rpartition(" ")[2] not in there]
     shown = [(name, value, why) for name, value, why in rows if why]
     names, values = (max(len(row[place]) for row in shown) + 2 for place in (0, 1))
     lines = ["settings"]

@@ -85,9 +85,15 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         Rule(signs.are_too_few, "collect more: a few hundred clean ones", "So few say little, and none of them can be held out", OURS),
         Rule(
             signs.is_untuned,
-            "SFT on the good answers (`stages: [sft, ...]`); or `orpo` on pairs, which does both in one run",
+            "SFT on the good answers (`stages: [sft, ...]`)",
             "The reference is to be a model that can do the task: DPO without SFT 4.76 on MT-Bench, SFT 6.64, SFT and DPO 7.00 (Zephyr)",
-            "arXiv 2310.16944; [sft](methods/sft.md); [orpo](methods/orpo.md)",
+            "arXiv 2310.16944; [sft](methods/sft.md)",
+        ),
+        Rule(
+            signs.is_untuned_for_pairs,
+            "or, in the place of both, `orpo`, which does them in one run",
+            "Its loss holds that of SFT, and it needs no reference",
+            "[orpo](methods/orpo.md)",
         ),
         Rule(
             signs.is_model_unknown,

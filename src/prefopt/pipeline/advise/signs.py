@@ -209,9 +209,7 @@ def may_be_verdicts(facts: Facts) -> str:
     if facts.agreement.if_verdicts is None:
         return ""
     both_ways = Count(facts.agreement.contradicted, facts.agreement.pairs)
-    return (
-        f"{facts.content.repeated:examples} equal an earlier one in every column, and {both_ways:pairs of answers} have verdicts both ways"
-    )
+    return f"{facts.content.repeated:examples} equal an earlier one, and {both_ways:pairs of answers} have verdicts both ways"
 
 
 def is_untuned(facts: Facts) -> str:
@@ -225,6 +223,11 @@ def is_untuned(facts: Facts) -> str:
     if not model.has_template and raw.share < MOSTLY:
         return f"its tokenizer brings no chat template, and {Count(raw.of - raw.num, raw.of):examples} are chats"
     return ""
+
+
+def is_untuned_for_pairs(facts: Facts) -> str:
+    """The same, and two answers or more, of which one is better."""
+    return is_pairs(facts) if is_untuned(facts) else ""
 
 
 def is_model_unknown(facts: Facts) -> str:
@@ -291,9 +294,9 @@ def is_faulty(facts: Facts) -> str:
 
 
 def is_raw_for_chats(facts: Facts) -> str:
-    """Plain text for a model that was tuned on chats."""
+    """Plain text for a model that was tuned on chats, with prompts that could be a turn."""
     raw = facts.content.raw
-    if facts.model is None or not facts.model.has_template or raw.share < MOSTLY or not facts.lengths.prompt.median:
+    if facts.model is None or not facts.model.has_template or raw.share < MOSTLY or facts.content.unprompted.share >= MOSTLY:
         return ""
     return f"{raw:examples} are plain text, and the model has a chat template"
 
