@@ -64,6 +64,17 @@ CHATS = content(raw=Count(0, 5000))
 NOISY = Agreement(164, 200, 150, 30)
 
 CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
+    "has-unread-verdicts": (
+        facts("demonstration", unread=("id", "rating")),
+        f"not read: rating; {signs.WHAT_IS_READ}",
+        {"method": "sft"},
+    ),
+    "is-contrary": (facts(contrary=Count(60, 5000)), "in 60 of 5,000 rows (1.2 %) a worse answer has the higher score", {"method": "dpo"}),
+    "is-nothing-fitting": (
+        facts(model=model(ways=NOTHING, chosen="")),
+        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
+        {},
+    ),
     "are-too-few": (
         facts(num=12),
         "12 examples only",
@@ -104,6 +115,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "verdicts on the same answers agree in 52 of 100 couples (52 %); coins would in half of them",
         {"method": "dpo"},
     ),
+    "is-weightless": (facts(weight=0.0), "the weights of all 5,000 examples are 0", {}),
     "needs-shaping": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
     "has-reward-model": (facts(have=("reward-model",)), "there is a strong reward model, as you say", {"method": "dpo"}),
     "can-be-checked": (
@@ -153,11 +165,6 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"method": "dpo", "beta": 0.1, "length_weight": None},
     ),
     "is-pairs": (facts(), "5,000 pairs", {"method": "dpo", "beta": 0.1, "epochs": 1.0, "eval_fraction": 0.05}),
-    "is-nothing-fitting": (
-        facts(model=model(ways=NOTHING, chosen="")),
-        "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",
-        {"method": "dpo"},
-    ),
     "is-adapter": (
         facts(model=model(is_adapter=True, chosen="adapter", ways=(Way("adapter", True, "1.0 GB", {"max_tokens": 2048}),))),
         "m is an adapter; adapter fits",
@@ -211,7 +218,7 @@ def name_of(rule: Rule) -> str:
 
 
 def holding(decision: Decision) -> list[Verdict]:
-    return [*decision.better, decision.method, *decision.also, *decision.first, *decision.settings]
+    return [*decision.better, decision.method, *decision.also, *decision.warnings, *decision.first, *decision.settings]
 
 
 EVERY = [(topic, rule) for topic, rules in RULES.items() for rule in rules]

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 from tests.pipeline.test_advise import content, decided, facts, model
-from tests.pipeline.test_advise_look import looked, pair, sentence
+from tests.pipeline.test_advise_look import looked, pair, sentence, written
 
+import prefopt
 from prefopt.data.counts import Counts
+from prefopt.errors import DataError, PrefoptError
 from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.decide import decide
-from prefopt.pipeline.advise.facts import Count, Thumbs
-from prefopt.pipeline.advise.page import page
+from prefopt.pipeline.advise.facts import Count, Thumbs, Way
+from prefopt.pipeline.advise.page import commands, page, write, yaml_of
 from prefopt.pipeline.advise.settings import AdviseSettings
 
 
@@ -71,3 +73,70 @@ def test_without_prompts_there_is_no_chat_to_make(tmp_path: Path):
     unprompted = facts(content=content(raw=Count(5000, 5000), unprompted=Count(5000, 5000)), model=model())
     assert signs.is_raw_for_chats(unprompted) == ""
     assert "text_as" not in decided(unprompted).config
+
+
+def said_of(folder: Path, rows: list[dict[str, Any]], **given: Any) -> str:
+    return " ".join(" ".join(prefopt.advise(written(folder, rows), **given).lines()).split())
+
+
+def test_a_column_that_looks_like_a_verdict_and_is_not_read_is_told_before_any_advice(tmp_path: Path):
+    rows = [{"prompt": sentence(n), "completion": sentence(n + 100), "id": n, "userRating": n % 5} for n in range(60)]
+    said = said_of(tmp_path, rows)
+    assert "not read columns id, userRating" in said
+    assert said.index("warning: a column looks like a verdict and is not read") < said.index("advice: sft")
+    assert "Not read: userRating; read as a thumb is a column label or kto_tag" in said
+    assert "nothing that says better or worse" not in said
+    told = decided(looked(tmp_path, rows))
+    assert yaml_of(told).startswith("# Written by `prefopt advise`.\n# Warning: a column looks like a verdict")
+    plain = said_of(tmp_path, [{"prompt": row["prompt"], "completion": row["completion"], "id": row["id"]} for row in rows])
+    assert "warning" not in plain
+    assert "nothing that says better or worse" in plain
+
+
+@pytest.mark.parametrize("name", ["label", "is_correct", "overall_score", "Rank", "votes", "helpfulness-rating", "isCorrect", "thumbs"])
+def test_names_of_verdicts(name: str):
+    assert signs.looks_like_a_verdict(name)
+    assert not any(
+        map(signs.looks_like_a_verdict, ("id", "source", "topic", "model", "date", "incorporate", "franking", "messages[].name"))
+    )
+
+
+def test_words_that_say_neither_up_nor_down_are_told(tmp_path: Path):
+    rows = [{"prompt": sentence(n), "completion": sentence(n + 100), "label": ("maybe", "perhaps")[n % 2]} for n in range(60)]
+    assert "Not read: label" in said_of(tmp_path, rows)
+
+
+def test_scores_against_the_order_are_told_before_any_advice(tmp_path: Path):
+    rows = [pair(n) | {"chosen_score": 1 if n < 6 else 5, "rejected_score": 5 if n < 6 else 1} for n in range(60)]
+    said = said_of(tmp_path, rows)
+    assert said.index("In 6 of 60 rows (10 %) a worse answer has the higher score") < said.index("advice:")
+    assert "warning" not in said_of(tmp_path, rows[6:])
+
+
+def test_of_weights_that_are_all_0_nothing_is_learned(tmp_path: Path):
+    advice = prefopt.advise(written(tmp_path, [pair(n) | {"weight": 0} for n in range(60)]))
+    assert advice.config == {}
+    assert advice.decision.method.because == "the weights of all 60 examples are 0"
+    assert not any("Worth a try" in line for line in advice.lines())
+    assert prefopt.advise(written(tmp_path, [pair(n) | {"weight": n % 2} for n in range(60)])).config
+
+
+def test_lists_of_one_answer_are_no_prompts_without_answers(tmp_path: Path):
+    rows = [{"prompt": sentence(n), "completions": [sentence(n + 100)], "ranks": [1]} for n in range(20)]
+    with pytest.raises(DataError, match="columns seen: prompt, completions, ranks"):
+        prefopt.advise(written(tmp_path, rows))
+    assert prefopt.advise(written(tmp_path, [row | {"completions": []} for row in rows])).facts.kind == "prompts"
+
+
+def test_where_nothing_fits_there_are_no_settings_and_no_command(tmp_path: Path):
+    ways = (Way("full", False, "40.0 GB", {}), Way("LoRA 16", False, "9.0 GB", {}))
+    tight = facts(model=model(ways=ways, chosen=""))
+    decision = decided(tight)
+    assert decision.config == {}
+    lines = page(tight, decision)
+    assert lines[-1] == "Nothing that could be trained fits."
+    assert "warning: a smaller model, or more memory: nothing fits" in lines
+    assert commands(decision, tmp_path / "a.yaml", written=False, has_model=True) == []
+    with pytest.raises(PrefoptError, match=r"nothing that could be trained fits\. A smaller model, or more memory"):
+        write(tmp_path / "a.yaml", decision)
+    assert not (tmp_path / "a.yaml").exists()

@@ -25,6 +25,7 @@ advice.method, advice.config, advice.facts.agreement.share
 """
 
 TITLES: dict[Topic, tuple[str, str]] = {
+    "warnings": ("What may make the advice wrong", "Every row that holds is said, above the advice."),
     "first": ("What comes first", "Every row that holds is said."),
     "method": (
         "Which method",

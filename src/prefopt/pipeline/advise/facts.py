@@ -214,6 +214,9 @@ class Facts:
         strays: rows of another kind than the others in their file, which are left out, by kind.
         lengths, content: of the sample.
         agreement: of verdicts on the same answers.
+        unread: columns that are not read.
+        contrary: rows whose scores contradict the order of their answers.
+        weight: the sum of the examples' weights.
         have: what the user says there is.
         has_eval: held-out data was given.
         eval_fraction: share to hold out, where one was given, 0 among them; None: nothing was said.
@@ -236,6 +239,9 @@ class Facts:
     thumbs: Thumbs = Thumbs()
     beside: Beside = Beside()
     strays: Mapping[Kind, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    contrary: Count = Count()
+    weight: float = 1.0
     have: tuple[str, ...] = ()
     has_eval: bool = False
     eval_fraction: float | None = None

@@ -17,6 +17,9 @@ WIDTH = 100
 INDENT = 14
 """Columns of a line's name."""
 
+MOST_COLUMNS = 8
+"""Columns that are named."""
+
 MOST_SOURCES = 3
 """Sources that are named."""
 
@@ -41,6 +44,8 @@ def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
         lines += wrapped(f"  {name:<{INDENT - 2}}{text}", width, " " * INDENT)
     lines.append("")
     chosen = decision.method.rule.method
+    for verdict in decision.warnings:
+        lines += [*wrapped("warning: " + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
     for place, verdict in enumerate((*decision.better, decision.method)):
         name = "advice: " if place == 0 else "until then: " if verdict is decision.method else "or: "
         lines += [*wrapped(name + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
@@ -62,7 +67,7 @@ def wrapped(text: str, width: int, further: str) -> list[str]:
 
 def reasons_of(verdict: Verdict, width: int) -> list[str]:
     """The figures by which a row holds, and why it says what it says."""
-    return wrapped(f"  {capital(verdict.because)}. {capital(verdict.rule.why)} ({plain(verdict.rule.said_by)}).", width, "  ")
+    return wrapped(f"  {capital(verdict.because)}. {capital(plain(verdict.rule.why))} ({plain(verdict.rule.said_by)}).", width, "  ")
 
 
 def about(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -77,6 +82,8 @@ def about(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "beside them", f"{counted(facts.beside.num_examples, 'good answers')} in the other files, for SFT{also}"
     if facts.num_faults or facts.passed:
         yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
+    if facts.unread:
+        yield "not read", "columns " + ", ".join(facts.unread[:MOST_COLUMNS]) + (" ..." if len(facts.unread) > MOST_COLUMNS else "")
     if lengths.prompt.p99:
         shared = "" if facts.kind == "prompts" else f"; {percent(lengths.prompt_share)} of the text is prompt"
         yield "prompts", f"{spread(lengths.prompt, lengths.unit)}{shared}"
@@ -173,7 +180,7 @@ def plain(text: str) -> str:
 def table(decision: Decision, width: int) -> list[str]:
     """The settings that have a reason, one per line; what every run has is in the file alone."""
     if not decision.config:
-        return ["", "There is nothing to train yet."]
+        return ["", f"{capital(decision.why_not)}."]
     rows = []
     stages = decision.config.get("stages", ())
     for name, value in decision.config.items():
@@ -226,6 +233,9 @@ def yaml_of(decision: Decision) -> str:
     chosen = decision.method
     why: Mapping[str, str] = {**decision.reasons, "method": f"{capital(chosen.because)}. {capital(chosen.rule.why)}."}
     parts = ["# Written by `prefopt advise`.\n"]
+    for verdict in decision.warnings:
+        text = f"Warning: {verdict.rule.advice} ({verdict.because})."
+        parts += [f"# {line}\n" for line in wrapped(" ".join(text.split()), WIDTH, "")]
     for name, value in decision.config.items():
         parts += [f"# {line}\n" for line in wrapped(" ".join(why.get(name, "").split()), WIDTH, "")]
         parts.append(to_yaml({name: value}))
@@ -252,7 +262,8 @@ def write(path: Path, decision: Decision) -> None:
         PrefoptError: it cannot be written, or there are none.
     """
     if not decision.config:
-        raise PrefoptError(f"{path} is not written: there is nothing to train yet. {capital(plain(decision.method.rule.advice))}.")
+        do = (decision.method if decision.method.rule.method is None else decision.warnings[-1]).rule.advice
+        raise PrefoptError(f"{path} is not written: {decision.why_not}. {capital(plain(do))}.")
     try:
         path.expanduser().write_text(yaml_of(decision), encoding="utf-8")
     except OSError as error:

@@ -1,5 +1,6 @@
 """The decision tree, as one table: a condition, what is advised then, why, and who says so.
 
+    warnings   every row that holds is said above the advice: what may make it wrong
     first      every row that holds is said: what comes before the method
     method     the first row that holds decides. A row of methods that are not in prefopt yet is said, and the next one decides what
                to do until they are
@@ -20,7 +21,7 @@ from prefopt.pipeline.advise.choices import batch_size, epochs, error_rate, eval
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.signs import Sign
 
-Topic = Literal["first", "method", "settings"]
+Topic = Literal["warnings", "first", "method", "settings"]
 
 Values = Callable[[Facts], Mapping[str, Any]]
 
@@ -81,6 +82,26 @@ def to(**values: Any) -> Values:
 
 
 RULES: Mapping[Topic, tuple[Rule, ...]] = {
+    "warnings": (
+        Rule(
+            signs.has_unread_verdicts,
+            "a column looks like a verdict and is not read: rename or rewrite it, and ask again",
+            "SFT would learn bad answers as well as good ones",
+            "[data](data.md)",
+        ),
+        Rule(
+            signs.is_contrary,
+            "see whether chosen and rejected, or the scores, are the wrong way round: the order counts, not the scores",
+            "Trained on pairs the wrong way round, a model learns what is worse",
+            "[data](data.md)",
+        ),
+        Rule(
+            signs.is_nothing_fitting,
+            "a smaller model, or more memory: nothing fits",
+            "`prefopt plan` says what it tried",
+            "[plan](plan.md)",
+        ),
+    ),
     "first": (
         Rule(signs.are_too_few, "collect more: a few hundred clean ones", "So few say little, and none of them can be held out", OURS),
         Rule(
@@ -133,6 +154,12 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
     ),
     "method": (
+        Rule(
+            signs.is_weightless,
+            "weights above 0 for what is to be learned",
+            "An example of weight 0 adds nothing to the loss: nothing would be learned",
+            "[data](data.md)",
+        ),
         Rule(
             signs.needs_shaping,
             "not DPO or its kin: PPO or GRPO, with the rewards as they are",
@@ -255,12 +282,6 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
     ),
     "settings": (
-        Rule(
-            signs.is_nothing_fitting,
-            "a smaller model, or more memory: nothing fits",
-            "`prefopt plan` says what it tried",
-            "[plan](plan.md)",
-        ),
         Rule(signs.is_adapter, "go on with the adapter", "It is the model as it is", "[plan](plan.md)", settings=what_fits),
         Rule(signs.is_full_too_large, "LoRA, or QLoRA", "It is what fits", "[plan](plan.md)", settings=what_fits),
         Rule(signs.is_full_fitting, "all weights", "They fit, and nothing is given up", "[plan](plan.md)", settings=what_fits),

@@ -1,8 +1,10 @@
 """The conditions of the rules: each reads the facts, and gives the figures by which it holds, in words; empty where it does not hold."""
 
+import re
 from collections.abc import Callable
 
 from prefopt.data.kinds import PLURAL
+from prefopt.data.thumbs import LABELS, WORDS
 from prefopt.methods.kto import STILL_BALANCED
 from prefopt.pipeline.advise.choices import FEW, TOO_FEW, default, steps_of_default
 from prefopt.pipeline.advise.facts import Count, Facts, counted
@@ -38,7 +40,68 @@ MOST_NAMED = 3
 """Files that are named."""
 
 DOUBTFUL = 0.01
-"""Share of examples from which on copies are worth removing, and a limit of length worth raising."""
+"""Share from which on copies are worth removing, a limit of length is worth raising, and scores against the order are no accident."""
+
+LIKE_A_VERDICT = frozenset(
+    [
+        "label",
+        "score",
+        "rating",
+        "rate",
+        "rank",
+        "ranking",
+        "correct",
+        "correctness",
+        "preference",
+        "preferred",
+        "vote",
+        "reward",
+        "grade",
+        "thumb",
+        "feedback",
+        "verdict",
+        "winner",
+        "quality",
+        "helpfulness",
+        "accepted",
+        "upvote",
+        "like",
+        "liked",
+    ]
+)
+"""Words in the name of a column that says how good an answer is."""
+
+WHAT_IS_READ = (
+    f"read as a thumb is a column {' or '.join(LABELS)} that says 1, 0, -1, {', '.join(word for word in WORDS if word.isalpha())}"
+)
+
+
+def has_unread_verdicts(facts: Facts) -> str:
+    """Answers of which nothing is said in what is read, and a column that is not read and is called like a verdict."""
+    if facts.kind not in ("demonstration", "prompts"):
+        return ""
+    found = [column for column in facts.unread if looks_like_a_verdict(column)]
+    if not found:
+        return ""
+    names = ", ".join(found[:MOST_NAMED]) + (" ..." if len(found) > MOST_NAMED else "")
+    return f"not read: {names}; {WHAT_IS_READ}"
+
+
+def looks_like_a_verdict(column: str) -> bool:
+    """Whether a column is called like something that says how good an answer is."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower())
+    return any(word in LIKE_A_VERDICT or word.removesuffix("s") in LIKE_A_VERDICT for word in words)
+
+
+def is_contrary(facts: Facts) -> str:
+    """In {DOUBTFUL:.0%} of rows or more the scores contradict the order: a worse answer has the higher one."""
+    found = facts.contrary
+    return f"in {found:rows} a worse answer has the higher score" if found.share >= DOUBTFUL else ""
+
+
+def is_weightless(facts: Facts) -> str:
+    """All weights are 0."""
+    return f"the weights of all {facts.num_examples:,} examples are 0" if not facts.weight else ""
 
 
 def needs_shaping(facts: Facts) -> str:
@@ -103,9 +166,10 @@ def is_thumbs(facts: Facts) -> str:
 
 def is_demonstrations(facts: Facts) -> str:
     """One answer to each prompt, of which nothing is said."""
-    return (
-        f"{counted(facts.num_examples, 'single answers')}, and nothing that says better or worse" if facts.kind == "demonstration" else ""
-    )
+    if facts.kind != "demonstration":
+        return ""
+    verdicts = "no verdict that is read" if has_unread_verdicts(facts) else "nothing that says better or worse"
+    return f"{counted(facts.num_examples, 'single answers')}, and {verdicts}"
 
 
 def is_ranked(facts: Facts) -> str:
@@ -311,5 +375,5 @@ def is_too_long(facts: Facts) -> str:
     return f"{found:examples} have more than {limit:,} tokens, and one in a hundred about {facts.lengths.uncut:,} or more"
 
 
-ABOUT_WEIGHTS: tuple[Sign, ...] = (is_nothing_fitting, is_adapter, is_full_too_large, is_full_fitting)
+ABOUT_WEIGHTS: tuple[Sign, ...] = (is_adapter, is_full_too_large, is_full_fitting)
 """All weights or an adapter: of these one holds at most."""
