@@ -105,6 +105,7 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         "100 of 5,000 examples (2 %) repeat an earlier one",
         {"method": "dpo"},
     ),
+    "is-judged-already": (facts(have=("no-judge",)), "there are 5,000 pairs", {"method": "dpo"}),
     "may-be-verdicts": (
         facts(content=content(repeated=Count(100, 5000)), agreement=Agreement(0, 60, 4900, 60, if_verdicts=0.2)),
         "100 of 5,000 examples (2 %) equal an earlier one, and 60 of 4,900 pairs of answers (1.2 %) have verdicts both ways",
@@ -116,7 +117,9 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"method": "dpo"},
     ),
     "is-weightless": (facts(weight=0.0), "the weights of all 5,000 examples are 0", {}),
-    "needs-shaping": (facts(have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "dpo"}),
+    "needs-shaping": (facts("demonstration", have=("shaped-rewards",)), "rewards are shaped, as you say", {"method": "sft"}),
+    "needs-shaping-of-pairs": (facts(have=("shaped-rewards",)), "5,000 pairs", {"method": "reward"}),
+    "needs-shaping-of-thumbs": (facts("thumbs", have=("shaped-rewards",)), "2,500 thumbs up, 2,500 down", {}),
     "has-reward-model": (facts(have=("reward-model",)), "there is a strong reward model, as you say", {"method": "dpo"}),
     "can-be-checked": (
         facts("demonstration", content=content(numeric=Count(4900, 5000))),
@@ -236,7 +239,7 @@ def test_a_rule_holds_and_gives_its_figures_and_settings(topic: str, rule: Rule)
     decision = decided(found)
     assert rule in [verdict.rule for verdict in holding(decision)]
     if topic == "method":
-        assert (decision.better or (decision.method,))[0].rule is rule
+        assert rule in [verdict.rule for verdict in (*decision.better[:1], decision.method)]
     assert {name: decision.config.get(name) for name in expected} == expected
     assert bool(decision.config) is bool(expected)
 

@@ -11,10 +11,12 @@ import prefopt
 from prefopt.data.counts import Counts
 from prefopt.errors import DataError, PrefoptError
 from prefopt.pipeline.advise import signs
+from prefopt.pipeline.advise.ask import some_with_good_alone
 from prefopt.pipeline.advise.decide import decide
 from prefopt.pipeline.advise.facts import Count, Thumbs, Way
 from prefopt.pipeline.advise.page import commands, page, write, yaml_of
 from prefopt.pipeline.advise.settings import AdviseSettings
+from prefopt.trees import Completion, PromptTree, token_ids
 
 
 def judged_twice(num: int, wrong: int, *, who: bool) -> list[dict[str, Any]]:
@@ -140,3 +142,42 @@ def test_where_nothing_fits_there_are_no_settings_and_no_command(tmp_path: Path)
     with pytest.raises(PrefoptError, match=r"nothing that could be trained fits\. A smaller model, or more memory"):
         write(tmp_path / "a.yaml", decision)
     assert not (tmp_path / "a.yaml").exists()
+    with pytest.raises(PrefoptError, match="there is nothing to train yet"):
+        write(tmp_path / "a.yaml", decided(facts("prompts", have=("no-judge",))))
+
+
+def test_shaped_rewards_leave_a_reward_model_of_pairs_and_nothing_of_dpo_s_kin():
+    shaped = facts(num=400, have=("shaped-rewards",), model=model(nats=7.0))
+    decision = decided(shaped)
+    assert decision.config["stages"] == ["sft", "reward"]
+    lines = page(shaped, decision)
+    assert "until then: reward, a reward model of the pairs, as one of the rewards" in lines
+    assert not any("Worth a try" in line or "orpo" in line for line in lines)
+    assert decided(facts("ranked", have=("shaped-rewards",))).method.rule.method == "reward"
+
+
+@pytest.mark.parametrize("judge", ["checker", "reward-model"])
+def test_no_judge_and_a_judge_are_refused_together(judge: str):
+    with pytest.raises(ValueError, match=f"have says no-judge and {judge}, which judge answers: leave one of them out"):
+        AdviseSettings(data=["x"], have=["no-judge", judge])
+
+
+def test_without_a_judge_what_is_judged_is_used_and_that_is_said():
+    thumbs = facts("thumbs", have=("no-judge",))
+    said = " ".join(" ".join(page(thumbs, decided(thumbs))).split())
+    assert "that there is no judge does not matter here: what is judged already is used (there are 5,000 thumbs)" in said
+
+
+def test_a_model_is_asked_about_good_answers_however_few_there_are():
+    trees = [PromptTree(token_ids([1]), (Completion(token_ids([5, place]), label=place % 100 == 7),)) for place in range(600)]
+    drawn = some_with_good_alone(trees, 4)
+    assert len(drawn) == 4
+    assert all(tree.completions[0].label for tree in drawn)
+    assert len(some_with_good_alone(trees, 32)) == 6
+
+
+def test_of_graded_thumbs_it_is_said_why_kto_leads():
+    graded = facts("thumbs", thumbs=Thumbs(2500, 2500, Count(700, 1300), 950))
+    said = " ".join(" ".join(page(graded, decided(graded))).split())
+    assert "KTO leads because it reads all thumbs as they are" in said
+    assert "no difference was told apart" in said

@@ -63,15 +63,12 @@ class Decision:
     gpus: int = 1
 
     @property
-    def why_not(self) -> str:
-        """Why there are no settings; empty where there are."""
+    def obstacle(self) -> tuple[str, Rule] | None:
+        """Why there are no settings, and the rule that says what to do; None: there are some."""
         if self.config:
-            return ""
-        return (
-            "nothing that could be trained fits"
-            if signs.is_nothing_fitting in [each.rule.sign for each in self.warnings]
-            else "there is nothing to train yet"
-        )
+            return None
+        tight = next((each.rule for each in self.warnings if each.rule.sign is signs.is_nothing_fitting), None)
+        return ("nothing that could be trained fits", tight) if tight else ("there is nothing to train yet", self.method.rule)
 
 
 def decide(settings: AdviseSettings, facts: Facts) -> Decision:
@@ -86,7 +83,8 @@ def decide(settings: AdviseSettings, facts: Facts) -> Decision:
     place = next(place for place, verdict in enumerate(held) if verdict.rule.method or not verdict.rule.methods)
     # Without a method for what is judged the good answers beside it are there all the same.
     name = None if facts.kind == "prompts" else held[place].rule.method or ("sft" if facts.beside.sources else None)
-    also = held[place + 1 :] if held[place].rule.method else ()
+    # What is below is of no use where nothing is trained, and DPO's kin where they have been ruled out.
+    also = held[place + 1 :] if held[place].rule.method and not signs.needs_shaping(facts) else ()
     decision = Decision(held[:place], held[place], also, first, settled if name else (), warnings)
     return with_config(settings, facts, decision, name) if name and not signs.is_nothing_fitting(facts) else decision
 

@@ -266,7 +266,7 @@ def look(settings: AdviseSettings) -> Facts:
         thumbs=Thumbs(stream.up, stream.down, *graded_of(examples)) if kind == "thumbs" else Thumbs(),
         beside=Beside(beside, stream.num_beside, max(1, round(stream.beside_per_epoch))) if beside else Beside(),
         strays=dict(stream.strays.most_common()),
-        unread=tuple(dict.fromkeys(column for source in about for column in source.unread_columns)),
+        unread=tuple(dict.fromkeys(column for source in about for column in source.unread_columns if column not in content.COLUMNS)),
         contrary=Count(num_contrary, num_rows),
         weight=stream.weight,
         have=tuple(settings.have),

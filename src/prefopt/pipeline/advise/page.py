@@ -179,8 +179,8 @@ def plain(text: str) -> str:
 
 def table(decision: Decision, width: int) -> list[str]:
     """The settings that have a reason, one per line; what every run has is in the file alone."""
-    if not decision.config:
-        return ["", f"{capital(decision.why_not)}."]
+    if decision.obstacle:
+        return ["", f"{capital(decision.obstacle[0])}."]
     rows = []
     stages = decision.config.get("stages", ())
     for name, value in decision.config.items():
@@ -261,9 +261,9 @@ def write(path: Path, decision: Decision) -> None:
     Raises:
         PrefoptError: it cannot be written, or there are none.
     """
-    if not decision.config:
-        do = (decision.method if decision.method.rule.method is None else decision.warnings[-1]).rule.advice
-        raise PrefoptError(f"{path} is not written: {decision.why_not}. {capital(plain(do))}.")
+    if decision.obstacle:
+        why, rule = decision.obstacle
+        raise PrefoptError(f"{path} is not written: {why}. {capital(plain(rule.advice))}.")
     try:
         path.expanduser().write_text(yaml_of(decision), encoding="utf-8")
     except OSError as error:

@@ -141,8 +141,14 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "arXiv 2107.06499",
         ),
         Rule(
+            signs.is_judged_already,
+            "that there is no judge does not matter here: what is judged already is used",
+            "A judge is for answers that nobody has judged",
+            OURS,
+        ),
+        Rule(
             signs.may_be_verdicts,
-            "a column that says who judged, and who judged twice will be told from copies; until then keep all of them",
+            "add a column that says who judged, which tells verdicts from copies; until then keep all of them",
             "How many verdicts are wrong follows from how often two agree, and without such a column two that agree look like a copy",
             "[data](data.md)",
         ),
@@ -166,6 +172,19 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "A pair says which answer is better and nothing else; the reward that DPO implies cannot be shaped",
             ONLINE,
             ("ppo", "grpo"),
+        ),
+        Rule(
+            signs.needs_shaping_of_pairs,
+            "`reward`, a reward model of the pairs, as one of the rewards",
+            "A pair is one judgement on a whole answer, and so is this reward: what is shaped is added to it",
+            "[reward](methods/reward.md)",
+            ("reward",),
+        ),
+        Rule(
+            signs.needs_shaping_of_thumbs,
+            "keep the thumbs as one of the rewards",
+            "KTO is of DPO's kin, and a reward model here learns from pairs",
+            "[kto](methods/kto.md); [reward](methods/reward.md)",
         ),
         Rule(
             signs.has_reward_model,
@@ -211,7 +230,8 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             signs.is_graded,
             "`kto` on all as they are; or pairs of a good and a bad answer to one prompt (`recipes/graded_pairs.py`), and `dpop` with "
             "`penalty` 5 (`recipes/code.yaml`)",
-            "KTO takes answers that find no partner, too. Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
+            "KTO leads because it reads all thumbs as they are, those that find no partner among them; no difference was told apart. "
+            "Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
             "the pairs in 55 %, DPO in 60 % (standard error 4 %), and the right answers lost 9.5 nats, gained 0.3 and lost 2.7",
             "[dpop](methods/dpop.md); [kto](methods/kto.md); [experiments](experiments.md)",
             ("kto",),

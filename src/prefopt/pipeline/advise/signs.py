@@ -43,31 +43,11 @@ DOUBTFUL = 0.01
 """Share from which on copies are worth removing, a limit of length is worth raising, and scores against the order are no accident."""
 
 LIKE_A_VERDICT = frozenset(
-    [
-        "label",
-        "score",
-        "rating",
-        "rate",
-        "rank",
-        "ranking",
-        "correct",
-        "correctness",
-        "preference",
-        "preferred",
-        "vote",
-        "reward",
-        "grade",
-        "thumb",
-        "feedback",
-        "verdict",
-        "winner",
-        "quality",
-        "helpfulness",
-        "accepted",
-        "upvote",
-        "like",
-        "liked",
-    ]
+    re.findall(
+        r"\w+",
+        "label score rating rate rank ranking correct correctness preference preferred vote reward grade thumb feedback verdict winner "
+        "quality helpfulness accepted upvote like liked",
+    )
 )
 """Words in the name of a column that says how good an answer is."""
 
@@ -109,6 +89,16 @@ def needs_shaping(facts: Facts) -> str:
     return "rewards are shaped, as you say" if "shaped-rewards" in facts.have else ""
 
 
+def needs_shaping_of_pairs(facts: Facts) -> str:
+    """The same, and two answers or more, of which one is better."""
+    return is_pairs(facts) if needs_shaping(facts) else ""
+
+
+def needs_shaping_of_thumbs(facts: Facts) -> str:
+    """The same, and single answers with thumbs of both kinds."""
+    return is_thumbs(facts) if needs_shaping(facts) else ""
+
+
 def has_reward_model(facts: Facts) -> str:
     """The user has a strong reward model."""
     return "there is a strong reward model, as you say" if "reward-model" in facts.have else ""
@@ -133,6 +123,13 @@ def can_be_checked(facts: Facts) -> str:
 def has_no_judge(facts: Facts) -> str:
     """The user has nobody and nothing to judge answers: no pairs, and no way to make them."""
     return "nothing can judge answers, as you say" if "no-judge" in facts.have and facts.kind in ("demonstration", "prompts") else ""
+
+
+def is_judged_already(facts: Facts) -> str:
+    """The user has nobody and nothing to judge answers, and there are answers that are judged."""
+    if facts.kind == "prompts" or facts.kind == "demonstration" or "no-judge" not in facts.have:
+        return ""
+    return f"there are {counted(facts.num_examples, PLURAL[facts.kind])}"
 
 
 def is_prompts(facts: Facts) -> str:
@@ -290,8 +287,8 @@ def is_untuned(facts: Facts) -> str:
 
 
 def is_untuned_for_pairs(facts: Facts) -> str:
-    """The same, and two answers or more, of which one is better."""
-    return is_pairs(facts) if is_untuned(facts) else ""
+    """The same, and two answers or more, of which one is better; no rewards of another form are needed."""
+    return is_pairs(facts) if is_untuned(facts) and not needs_shaping(facts) else ""
 
 
 def is_model_unknown(facts: Facts) -> str:
