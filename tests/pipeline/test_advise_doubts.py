@@ -42,6 +42,18 @@ def test_equal_rows_among_verdicts_may_be_verdicts_and_give_no_rate(tmp_path: Pa
     assert "keep one of each" not in said
 
 
+def test_where_verdicts_that_agree_were_removed_there_is_no_rate(tmp_path: Path):
+    rows = judged_twice(400, 72, who=False)
+    found = looked(tmp_path, [row for place, row in enumerate(rows) if row not in rows[:place]])
+    assert (found.agreement.agree, found.agreement.couples, found.agreement.if_verdicts) == (0, 72, None)
+    assert signs.is_chance(found) == signs.is_noise_known(found) == ""
+    assert signs.is_noise_seen(found) == "72 of 400 pairs of answers (18 %) have verdicts both ways"
+    said = " ".join(" ".join(page(found, decide(AdviseSettings(data=["x"]), found))).split())
+    assert "so how many are wrong cannot be told" in said
+    assert "50 %" not in said
+    assert signs.is_chance(looked(tmp_path, judged_twice(72, 72, who=False)))  # all are contradicted, whatever was removed
+
+
 def test_with_a_column_for_who_judged_equal_rows_are_copies(tmp_path: Path):
     rows = judged_twice(400, 72, who=True)
     found = looked(tmp_path, [*rows, *rows[:100]])

@@ -40,7 +40,12 @@ class Agreement:
     @property
     def is_rate_known(self) -> bool:
         """Whether there is anything that tells how many are wrong."""
-        return self.couples > 0 and self.if_verdicts is None
+        return self.couples > 0 and self.if_verdicts is None and not self.lacks_agreeing
+
+    @property
+    def lacks_agreeing(self) -> bool:
+        """Whether rows agree less often than coins would, by two standard errors: those that agree were removed, as copies perhaps."""
+        return not self.of_voters and (0.5 - self.share) * 2 * math.sqrt(self.couples) >= 2
 
     @property
     def of_voters(self) -> bool:

@@ -134,6 +134,9 @@ def noise(facts: Facts) -> str:
     if found.if_verdicts is not None:
         if_all = f"if all are verdicts, about {percent(found.if_verdicts)} is wrong"
         return f"equal rows may be copies, or verdicts that agree: how many are wrong cannot be told; {if_all}"
+    if found.lacks_agreeing:
+        few = f"two verdicts on the same answers agree in {Count(found.agree, found.couples):couples}, where coins would in half"
+        return f"{few}: some that agree may have been removed as copies, so how many are wrong cannot be told"
     if found.couples:
         who = "votes for an answer" if found.of_voters else "two verdicts on the same answers"
         whose = "what most say" if found.of_voters else "verdicts"

@@ -210,7 +210,9 @@ def is_noise_seen(facts: Facts) -> str:
 def is_chance(facts: Facts) -> str:
     """Verdicts on the same answers agree less often than {BY_CHANCE:.0%}."""
     found = facts.agreement
-    if not found.is_rate_known or found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
+    if found.if_verdicts is not None or found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
+        return ""
+    if found.lacks_agreeing and 2 * found.contradicted < found.pairs:  # most pairs may have had verdicts that agree
         return ""
     return f"verdicts on the same answers agree in {Count(found.agree, found.couples):couples}; coins would in half of them"
 
