@@ -121,7 +121,8 @@ def test_where_memory_is_short_an_adapter_is_advised(tmp_path: Path, model_folde
     short = prefopt_package.advise(data, model=folder, ask=0, memory="0.001MB")
     assert short.facts.model.chosen == ""
     assert [way.name for way in short.facts.model.ways] == ["full", "LoRA 16", "QLoRA 16"]
-    assert short.decision.reasons["lora_rank"].startswith("a smaller model, or more memory: nothing fits")
+    assert [verdict.rule.then for verdict in short.decision.warnings] == ["a smaller model, or more memory: nothing fits"]
+    assert short.config == {}
     assert short.facts.model.room == "0 MB (as given)"
     roomy = prefopt_package.advise(data, model=folder, ask=0, memory="64GB")
     assert roomy.facts.model.room == "64.0 GB (as given)"

@@ -25,6 +25,7 @@ advice.method, advice.config, advice.facts.agreement.share
 """
 
 TITLES: dict[Topic, tuple[str, str]] = {
+    "warnings": ("What may make the advice wrong", "Every row that holds is said, above the advice."),
     "first": ("What comes first", "Every row that holds is said."),
     "method": (
         "Which method",
@@ -45,6 +46,8 @@ HOW = """## What it reads off the data
 answers again. If each is wrong as often as every other, ε, and by itself, a = (1 − ε)² + ε². What everybody gets wrong alike it cannot
 see. A vote for neither answer is left out and counted: no pair is made of what it says. A row that is the same in every column is a
 copy, and no second verdict; one that differs in any column is a verdict of its own, and no copy, even where only a number was changed.
+Where no column says who judged, two verdicts that agree are equal rows, as copies are, and only those that disagree are left: then no
+rate is told, but what it would be if all of them are verdicts.
 
 **Thumbs** are balanced or not by their weights: the `weight` column, and how often an epoch takes their file.
 

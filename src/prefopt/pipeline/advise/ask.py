@@ -5,6 +5,7 @@ It is asked about the answers as they are: nothing is generated.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -190,9 +191,9 @@ def cost_of_good(settings: AdviseSettings, given: ModelSettings, dataset: Datase
     needs, free = count * precision.weights.itemsize, available_memory(device)
     if free is not None and needs > 0.8 * free.num_bytes:
         return None, 0, f"its weights take {size(needs)}, and {size(free.num_bytes)} {free.where} are free"
-    trees = with_good_alone(some(dataset.trees, settings.ask))
+    trees = some_with_good_alone(dataset.trees, settings.ask)
     if not trees:
-        return None, 0, f"of the examples that were drawn none has a good answer within {POSITIONS:,} tokens"
+        return None, 0, f"no example has a good answer within {POSITIONS:,} tokens"
     try:
         return cost_per_token(trees, given, precision, device), len(trees), ""
     except Exception as error:  # what its config and tokenizer say is known all the same
@@ -218,6 +219,12 @@ def cost_per_token(trees: Sequence[PromptTree], given: ModelSettings, precision:
         with torch.no_grad(), torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
             total -= float(policy(batch).sum().sum())
     return total / sum(answer.num_scored for tree in trees for answer in tree.completions)
+
+
+def some_with_good_alone(trees: Sequence[PromptTree], number: int) -> list[PromptTree]:
+    """At most so many of the trees that have a good answer, drawn by seed, with those answers alone: of thumbs most may be down."""
+    drawn = np.random.default_rng(0).permutation(len(trees))
+    return list(islice((alone for place in drawn.tolist() for alone in with_good_alone([trees[place]])), number))
 
 
 def with_good_alone(trees: Sequence[PromptTree]) -> list[PromptTree]:

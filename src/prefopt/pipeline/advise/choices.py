@@ -59,7 +59,7 @@ def held_out(facts: Facts) -> float:
 def all_good(facts: Facts) -> Facts:
     """The facts of all good answers, those beside what is judged among them: what SFT trains on."""
     beside = facts.beside
-    if not beside.sources:
+    if not beside.sources and facts.kind != "thumbs":
         return facts
     up = facts.counts.num_up / max(1, facts.num_examples) if facts.kind == "thumbs" else 1.0
     return replace(

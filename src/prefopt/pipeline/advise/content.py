@@ -45,6 +45,8 @@ CONSTRAINT_COLUMNS = frozenset({"instruction_id_list", "constraints", "verifiers
 TRUTH_COLUMNS = frozenset({"ground_truth", "reference_answer", "final_answer", "gold_answer"})
 """Columns that bring what a checker needs: tests of code, names of constraints as in IFEval, the right answer."""
 
+COLUMNS = TEST_COLUMNS | CONSTRAINT_COLUMNS | TRUTH_COLUMNS
+
 
 def words_of(content: str | Conversation) -> str:
     """Text as it is; turns one after the other, without their roles."""

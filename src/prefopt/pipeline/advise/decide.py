@@ -44,7 +44,7 @@ class Decision:
         better: what would be best, of methods that prefopt does not have yet.
         method: the row that decides; its method is None where no method will do.
         also: further rows about the method that hold.
-        first, settings: rows of the other topics that hold.
+        warnings, first, settings: rows of the other topics that hold.
         config: settings for `prefopt train --config`; empty where there is nothing to train.
         reasons: setting -> why it is so.
         sweep: command that compares values of β, where the method has one.
@@ -56,10 +56,19 @@ class Decision:
     also: tuple[Verdict, ...]
     first: tuple[Verdict, ...]
     settings: tuple[Verdict, ...]
+    warnings: tuple[Verdict, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     sweep: str = ""
     gpus: int = 1
+
+    @property
+    def obstacle(self) -> tuple[str, Rule] | None:
+        """Why there are no settings, and the rule that says what to do; None: there are some."""
+        if self.config:
+            return None
+        tight = next((each.rule for each in self.warnings if each.rule.sign is signs.is_nothing_fitting), None)
+        return ("nothing that could be trained fits", tight) if tight else ("there is nothing to train yet", self.method.rule)
 
 
 def decide(settings: AdviseSettings, facts: Facts) -> Decision:
@@ -68,14 +77,16 @@ def decide(settings: AdviseSettings, facts: Facts) -> Decision:
     Raises:
         ConfigError: settings that were given (columns, max_length, ...) do not go together with what is advised.
     """
-    first, held, settled = (
-        tuple(Verdict(rule, because) for rule in RULES[topic] if (because := rule.sign(facts))) for topic in ("first", "method", "settings")
+    warnings, first, held, settled = (
+        tuple(Verdict(rule, because) for rule in rules if (because := rule.sign(facts))) for rules in RULES.values()
     )
     place = next(place for place, verdict in enumerate(held) if verdict.rule.method or not verdict.rule.methods)
     # Without a method for what is judged the good answers beside it are there all the same.
     name = None if facts.kind == "prompts" else held[place].rule.method or ("sft" if facts.beside.sources else None)
-    decision = Decision(held[:place], held[place], held[place + 1 :], first, settled if name else ())
-    return with_config(settings, facts, decision, name) if name else decision
+    # What is below is of no use where nothing is trained, and DPO's kin where they have been ruled out.
+    also = held[place + 1 :] if held[place].rule.method and not signs.needs_shaping(facts) else ()
+    decision = Decision(held[:place], held[place], also, first, settled if name else (), warnings)
+    return with_config(settings, facts, decision, name) if name and not signs.is_nothing_fitting(facts) else decision
 
 
 def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name: str) -> Decision:
@@ -108,8 +119,10 @@ def with_config(settings: AdviseSettings, facts: Facts, decision: Decision, name
     place: dict[str, Any] = {"model": settings.model} if settings.model else {}
     place |= {"data": settings.data, "out": "runs/advised"}
     if len(stages) > 1:
+        own_pace = pace(whole, shared)
+        under["sft"] = {**under["sft"], **own_pace}
+        reasons |= dict.fromkeys((f"sft: {key}" for key in own_pace), f"{whole.per_epoch('good answers')}")
         if beside:
-            under["sft"] = {**under["sft"], **pace(whole, shared)}
             under[name] = {"data": list(facts.data), **under[name]}
         config = {"stages": stages, **place, **shared, **under}
         reasons["stages"] = "the model had no SFT, as far as can be told" if untuned else beside

@@ -97,7 +97,7 @@ class Content:
 
     Attributes:
         languages: language in Latin letters, or other script -> share of all letters.
-        raw: examples that are plain text, not a chat.
+        raw: examples that are plain text, not a chat. unprompted: examples with no words before the answer.
         repeated: copies of an earlier example: of what is judged rows that are the same in every column, since another verdict on the
             same answers is none; else the same texts. near: different ones that are near copies of an earlier one.
         alike: pairs whose two answers are near copies of each other.
@@ -115,6 +115,7 @@ class Content:
     tests: Count = Count()
     constraints: Count = Count()
     truths: Count = Count()
+    unprompted: Count = Count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,9 @@ class Facts:
         strays: rows of another kind than the others in their file, which are left out, by kind.
         lengths, content: of the sample.
         agreement: of verdicts on the same answers.
+        unread: columns that are not read.
+        contrary: rows whose scores contradict the order of their answers.
+        weight: the sum of the examples' weights.
         have: what the user says there is.
         has_eval: held-out data was given.
         eval_fraction: share to hold out, where one was given, 0 among them; None: nothing was said.
@@ -235,6 +239,9 @@ class Facts:
     thumbs: Thumbs = Thumbs()
     beside: Beside = Beside()
     strays: Mapping[Kind, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    contrary: Count = Count()
+    weight: float = 1.0
     have: tuple[str, ...] = ()
     has_eval: bool = False
     eval_fraction: float | None = None

@@ -1,7 +1,8 @@
 """Figures of examples whose text is at hand."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 
 from prefopt.data.examples import Answer, Example
 from prefopt.data.kinds import as_pairs
@@ -14,6 +15,9 @@ from prefopt.pipeline.advise.noise import Agreement, agreement_of, verdicts_by_p
 
 SMALL_EDIT = 0.5
 """Likeness from which on two answers to one prompt are the same but for an edit: about one word in fifteen is another."""
+
+CLOSE = 0.01
+"""Difference between two rates of wrong verdicts that does not matter."""
 
 Couple = tuple[str, str]
 
@@ -49,18 +53,36 @@ def lengths_of(examples: Sequence[Example]) -> Lengths:
     )
 
 
-def agreement(examples: Sequence[Example], votes: Sequence[list[int]], ties: int = 0) -> Agreement:
-    """How far verdicts on the same answers agree.
+def agreement(examples: Sequence[Example], votes: Sequence[list[int]], ties: int = 0, copies: Set[str] = frozenset()) -> Agreement:
+    """How far verdicts on the same answers agree. A row that is there twice is one verdict, which somebody copied.
 
     Args:
         examples: of which several may judge the same answers.
         votes: of rows that have several for one of the answers; where there are any, they are what is looked at.
         ties: votes for neither.
+        copies: places of examples whose row is the same as an earlier one in every column.
     """
     if votes:
         return agreement_of(votes, together=True, ties=ties)
-    judged = [(words_of(example.prompt), *couple) for example in examples for couple in couples_of(example)]
-    return agreement_of(verdicts_by_pair(judged), together=False)
+    judged = [(example.location in copies, (words_of(example.prompt), *couple)) for example in examples for couple in couples_of(example)]
+    found = agreement_of(verdicts_by_pair(verdict for is_copy, verdict in judged if not is_copy), together=False)
+    every = agreement_of(verdicts_by_pair(verdict for _, verdict in judged), together=False)
+    return found if are_told_apart(found, every) else replace(found, if_verdicts=every.error)
+
+
+def are_told_apart(found: Agreement, every: Agreement) -> bool:
+    """Whether copies are known to be copies, or make no difference.
+
+    Without a column that says who judged, verdicts that agree are equal rows, as copies are. Where there is one, those that agree stand
+    beside those that do not: of pairs half of the couples or more, since verdicts are better than coins.
+
+    Args:
+        found: agreement without copies.
+        every: agreement with copies as verdicts.
+    """
+    if abs(found.error - every.error) < CLOSE:
+        return True
+    return 2 * found.agree >= found.couples
 
 
 def graded_of(examples: Sequence[Example]) -> tuple[Count, int]:
@@ -95,6 +117,7 @@ def content_of(examples: Sequence[Example], num_copies: int | None, tests: Count
         tests=tests,
         constraints=constraints,
         truths=truths,
+        unprompted=Count(sum(not words_of(example.prompt).strip() for example in examples), len(examples)),
     )
 
 

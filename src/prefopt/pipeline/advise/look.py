@@ -33,8 +33,9 @@ from prefopt.data.recognise import (
     rename,
     suggested_mapping,
 )
-from prefopt.data.rows import NOT_FAULTS, Dropped, Row
+from prefopt.data.rows import NOT_FAULTS, Dropped, Row, clip
 from prefopt.data.summary import SourceSummary
+from prefopt.data.thumbs import LISTS
 from prefopt.errors import DataError
 from prefopt.pipeline.advise import content
 from prefopt.pipeline.advise.facts import Beside, Count, Facts, Held, Thumbs
@@ -135,6 +136,7 @@ class Stream:
         faults, passed: rows that cannot be used, and what says nothing in that kind, by reason.
         counts: thumbs, answers per prompt, ties.
         votes: of each row with votes, those for one side; ties: votes for neither.
+        weight: of all examples.
         up, down: weights of thumbs, as often as an epoch takes them.
         num_beside, beside_per_epoch: good answers of sources that the method cannot read beside the others.
         strays: rows of another kind than their source, by kind.
@@ -149,6 +151,7 @@ class Stream:
     counts: Counts = field(default_factory=Counts)
     votes: list[list[int]] = field(default_factory=list)
     ties: int = 0
+    weight: float = 0.0
     up: float = 0.0
     down: float = 0.0
     num_beside: int = 0
@@ -177,6 +180,7 @@ class Stream:
             return
         self.num_examples += 1
         self.num_per_epoch += times
+        self.weight += entry.example.weight
         self.counts.add(entry.example.answers)
         for answer in entry.example.answers:
             self.up += times * entry.example.weight * (answer.label is True)
@@ -219,6 +223,7 @@ def look(settings: AdviseSettings) -> Facts:
         sources.find(settings.eval_data)  # it is named in the settings that come out, so it has to be there
     stream = Stream(Sample(settings.sample))
     kind: Held
+    num_contrary = 0
     try:
         found = readings(opened, settings, "demonstration")  # every format serves as that, so the first that fits is what it is
     except DataError:
@@ -232,6 +237,7 @@ def look(settings: AdviseSettings) -> Facts:
         judged, rest = apart(found)
         kind = read_answers(judged, rest, stream)
         about = [reading.summary() for reading in found]
+        num_contrary = sum(reading.num_contrary for reading in judged)
         if rest:
             data = tuple(text for text, reading in zip(texts_of(settings.data), found, strict=True) if reading in judged)
             beside = tuple(reading.source.name for reading in rest)
@@ -256,11 +262,13 @@ def look(settings: AdviseSettings) -> Facts:
         counts=stream.counts,
         lengths=lengths_of(examples),
         content=content_of(examples, num_copies, *(Count(number, every) for number in (stream.tests, stream.constraints, stream.truths))),
-        # A row that is there twice is one verdict, which somebody copied.
-        agreement=agreement([example for example in examples if example.location not in copies], stream.votes, stream.ties),
+        agreement=agreement(examples, stream.votes, stream.ties, copies),
         thumbs=Thumbs(stream.up, stream.down, *graded_of(examples)) if kind == "thumbs" else Thumbs(),
         beside=Beside(beside, stream.num_beside, max(1, round(stream.beside_per_epoch))) if beside else Beside(),
         strays=dict(stream.strays.most_common()),
+        unread=tuple(dict.fromkeys(column for source in about for column in source.unread_columns if column not in content.COLUMNS)),
+        contrary=Count(num_contrary, num_rows),
+        weight=stream.weight,
         have=tuple(settings.have),
         has_eval=bool(settings.eval_data),
         eval_fraction=settings.eval_fraction if "eval_fraction" in settings.model_fields_set else None,
@@ -354,6 +362,8 @@ def holds_prompts(source: Source) -> bool:
     """Whether most rows hold a question, and nothing that could be meant as an answer."""
     rows = [row for row in islice(source.stream(), LOOKED_AT) if isinstance(row, Row)]
     values = [row.value for row in rows]
+    if 2 * sum(any(isinstance(value.get(name), list) and value[name] for name in LISTS) for value in values) > len(rows):
+        return False  # lists of answers, if of one each
     asked = sum(any(is_text(value.get(name)) for name in PROMPTS) for value in values)
     formats = [candidate for kind in get_args(Kind) for candidate in candidates(kind)]
     return 2 * asked > len(rows) > 0 and not suggested_mapping(values, columns_of(rows), formats)
@@ -362,10 +372,13 @@ def holds_prompts(source: Source) -> bool:
 def read_prompts(source: Source, stream: Stream) -> SourceSummary:
     """The prompts of a source that nobody has answered, each with an empty answer, which nobody looks at."""
     number = 0
+    columns: dict[str, None] = {}
     for entry in asked_in(source):
         stream.take(entry, source.times)
         number += 1
-    return SourceSummary(source.name, "none", "prompts without answers", "no column holds answers", number, ())
+        columns |= dict.fromkeys(entry.columns if isinstance(entry, Read) else ())
+    unread = tuple(column for column in map(clip, columns) if column not in PROMPTS)
+    return SourceSummary(source.name, "none", "prompts without answers", "no column holds answers", number, unread)
 
 
 def asked_in(source: Source) -> Iterator[Read | Dropped]:

@@ -25,6 +25,8 @@ class Agreement:
         contradicted: those among them with verdicts both ways.
         votes: votes of a row, on average, which are counted together; 1: rows that judge the same answers, each for itself.
         ties: votes for neither answer, which are left out of all of this: no pair is made of what they say.
+        if_verdicts: rate of wrong verdicts if rows that are the same in every column are verdicts that agree, not copies, where that
+            cannot be told and matters; else None.
     """
 
     agree: int = 0
@@ -33,6 +35,17 @@ class Agreement:
     contradicted: int = 0
     votes: float = 1.0
     ties: int = 0
+    if_verdicts: float | None = None
+
+    @property
+    def is_rate_known(self) -> bool:
+        """Whether there is anything that tells how many are wrong."""
+        return self.couples > 0 and self.if_verdicts is None and not self.lacks_agreeing
+
+    @property
+    def lacks_agreeing(self) -> bool:
+        """Whether rows agree less often than coins would, by two standard errors: those that agree were removed, as copies perhaps."""
+        return not self.of_voters and (0.5 - self.share) * 2 * math.sqrt(self.couples) >= 2
 
     @property
     def of_voters(self) -> bool:

@@ -17,6 +17,9 @@ WIDTH = 100
 INDENT = 14
 """Columns of a line's name."""
 
+MOST_COLUMNS = 8
+"""Columns that are named."""
+
 MOST_SOURCES = 3
 """Sources that are named."""
 
@@ -41,6 +44,8 @@ def page(facts: Facts, decision: Decision, width: int = WIDTH) -> list[str]:
         lines += wrapped(f"  {name:<{INDENT - 2}}{text}", width, " " * INDENT)
     lines.append("")
     chosen = decision.method.rule.method
+    for verdict in decision.warnings:
+        lines += [*wrapped("warning: " + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
     for place, verdict in enumerate((*decision.better, decision.method)):
         name = "advice: " if place == 0 else "until then: " if verdict is decision.method else "or: "
         lines += [*wrapped(name + plain(verdict.rule.advice), width, "  "), *reasons_of(verdict, width)]
@@ -62,7 +67,7 @@ def wrapped(text: str, width: int, further: str) -> list[str]:
 
 def reasons_of(verdict: Verdict, width: int) -> list[str]:
     """The figures by which a row holds, and why it says what it says."""
-    return wrapped(f"  {capital(verdict.because)}. {capital(verdict.rule.why)} ({plain(verdict.rule.said_by)}).", width, "  ")
+    return wrapped(f"  {capital(verdict.because)}. {capital(plain(verdict.rule.why))} ({plain(verdict.rule.said_by)}).", width, "  ")
 
 
 def about(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -77,6 +82,8 @@ def about(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "beside them", f"{counted(facts.beside.num_examples, 'good answers')} in the other files, for SFT{also}"
     if facts.num_faults or facts.passed:
         yield "left out", ", ".join(f"{reason} {number:,}" for reason, number in {**facts.faults, **facts.passed}.items())
+    if facts.unread:
+        yield "not read", "columns " + ", ".join(facts.unread[:MOST_COLUMNS]) + (" ..." if len(facts.unread) > MOST_COLUMNS else "")
     if lengths.prompt.p99:
         shared = "" if facts.kind == "prompts" else f"; {percent(lengths.prompt_share)} of the text is prompt"
         yield "prompts", f"{spread(lengths.prompt, lengths.unit)}{shared}"
@@ -124,6 +131,12 @@ def spread(lengths: Spread, unit: str) -> str:
 def noise(facts: Facts) -> str:
     """How far verdicts agree; empty where nothing is judged against something else."""
     found = facts.agreement
+    if found.if_verdicts is not None:
+        if_all = f"if all are verdicts, about {percent(found.if_verdicts)} is wrong"
+        return f"equal rows may be copies, or verdicts that agree: how many are wrong cannot be told; {if_all}"
+    if found.lacks_agreeing:
+        few = f"two verdicts on the same answers agree in {Count(found.agree, found.couples):couples}, where coins would in half"
+        return f"{few}: some that agree may have been removed as copies, so how many are wrong cannot be told"
     if found.couples:
         who = "votes for an answer" if found.of_voters else "two verdicts on the same answers"
         whose = "what most say" if found.of_voters else "verdicts"
@@ -169,16 +182,18 @@ def plain(text: str) -> str:
 
 def table(decision: Decision, width: int) -> list[str]:
     """The settings that have a reason, one per line; what every run has is in the file alone."""
-    if not decision.config:
-        return ["", "There is nothing to train yet."]
+    if decision.obstacle:
+        return ["", f"{capital(decision.obstacle[0])}."]
     rows = []
     stages = decision.config.get("stages", ())
     for name, value in decision.config.items():
         of_stage = isinstance(value, dict) and name in stages
         own = value if of_stage else {name: value}
-        rows += [(f"{name}: {key}" if of_stage else key, plain_value(entry), decision.reasons.get(key)) for key, entry in own.items()]
+        for key, entry in own.items():
+            named = f"{name}: {key}" if of_stage else key
+            rows.append((named, plain_value(entry), decision.reasons.get(named, decision.reasons.get(key))))
     there = {name.rpartition(" ")[2] for name, *_ in rows}
-    rows += [(name, "-", why) for name, why in decision.reasons.items() if name not in there]
+    rows += [(name, "-", why) for name, why in decision.reasons.items() if name.rpartition(" ")[2] not in there]
     shown = [(name, value, why) for name, value, why in rows if why]
     names, values = (max(len(row[place]) for row in shown) + 2 for place in (0, 1))
     lines = ["settings"]
@@ -221,6 +236,9 @@ def yaml_of(decision: Decision) -> str:
     chosen = decision.method
     why: Mapping[str, str] = {**decision.reasons, "method": f"{capital(chosen.because)}. {capital(chosen.rule.why)}."}
     parts = ["# Written by `prefopt advise`.\n"]
+    for verdict in decision.warnings:
+        text = f"Warning: {verdict.rule.advice} ({verdict.because})."
+        parts += [f"# {line}\n" for line in wrapped(" ".join(text.split()), WIDTH, "")]
     for name, value in decision.config.items():
         parts += [f"# {line}\n" for line in wrapped(" ".join(why.get(name, "").split()), WIDTH, "")]
         parts.append(to_yaml({name: value}))
@@ -246,8 +264,9 @@ def write(path: Path, decision: Decision) -> None:
     Raises:
         PrefoptError: it cannot be written, or there are none.
     """
-    if not decision.config:
-        raise PrefoptError(f"{path} is not written: there is nothing to train yet. {capital(plain(decision.method.rule.advice))}.")
+    if decision.obstacle:
+        why, rule = decision.obstacle
+        raise PrefoptError(f"{path} is not written: {why}. {capital(plain(rule.advice))}.")
     try:
         path.expanduser().write_text(yaml_of(decision), encoding="utf-8")
     except OSError as error:

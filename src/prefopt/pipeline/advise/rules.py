@@ -1,5 +1,6 @@
 """The decision tree, as one table: a condition, what is advised then, why, and who says so.
 
+    warnings   every row that holds is said above the advice: what may make it wrong
     first      every row that holds is said: what comes before the method
     method     the first row that holds decides. A row of methods that are not in prefopt yet is said, and the next one decides what
                to do until they are
@@ -20,7 +21,7 @@ from prefopt.pipeline.advise.choices import batch_size, epochs, error_rate, eval
 from prefopt.pipeline.advise.facts import Facts
 from prefopt.pipeline.advise.signs import Sign
 
-Topic = Literal["first", "method", "settings"]
+Topic = Literal["warnings", "first", "method", "settings"]
 
 Values = Callable[[Facts], Mapping[str, Any]]
 
@@ -81,13 +82,39 @@ def to(**values: Any) -> Values:
 
 
 RULES: Mapping[Topic, tuple[Rule, ...]] = {
+    "warnings": (
+        Rule(
+            signs.has_unread_verdicts,
+            "a column looks like a verdict and is not read: rename or rewrite it, and ask again",
+            "SFT would learn bad answers as well as good ones",
+            "[data](data.md)",
+        ),
+        Rule(
+            signs.is_contrary,
+            "see whether chosen and rejected, or the scores, are the wrong way round: the order counts, not the scores",
+            "Trained on pairs the wrong way round, a model learns what is worse",
+            "[data](data.md)",
+        ),
+        Rule(
+            signs.is_nothing_fitting,
+            "a smaller model, or more memory: nothing fits",
+            "`prefopt plan` says what it tried",
+            "[plan](plan.md)",
+        ),
+    ),
     "first": (
         Rule(signs.are_too_few, "collect more: a few hundred clean ones", "So few say little, and none of them can be held out", OURS),
         Rule(
             signs.is_untuned,
-            "SFT on the good answers (`stages: [sft, ...]`); or `orpo` on pairs, which does both in one run",
+            "SFT on the good answers (`stages: [sft, ...]`)",
             "The reference is to be a model that can do the task: DPO without SFT 4.76 on MT-Bench, SFT 6.64, SFT and DPO 7.00 (Zephyr)",
-            "arXiv 2310.16944; [sft](methods/sft.md); [orpo](methods/orpo.md)",
+            "arXiv 2310.16944; [sft](methods/sft.md)",
+        ),
+        Rule(
+            signs.is_untuned_for_pairs,
+            "or, in the place of both, `orpo`, which does them in one run",
+            "Its loss holds that of SFT, and it needs no reference",
+            "[orpo](methods/orpo.md)",
         ),
         Rule(
             signs.is_model_unknown,
@@ -114,6 +141,18 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "arXiv 2107.06499",
         ),
         Rule(
+            signs.is_judged_already,
+            "that there is no judge does not matter here: what is judged already is used",
+            "A judge is for answers that nobody has judged",
+            OURS,
+        ),
+        Rule(
+            signs.may_be_verdicts,
+            "add a column that says who judged, which tells verdicts from copies; until then keep all of them",
+            "How many verdicts are wrong follows from how often two agree, and without such a column two that agree look like a copy",
+            "[data](data.md)",
+        ),
+        Rule(
             signs.is_chance,
             "look at the verdicts before you train on them",
             "What people do not agree on cannot be learned",
@@ -122,11 +161,30 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
     ),
     "method": (
         Rule(
+            signs.is_weightless,
+            "weights above 0 for what is to be learned",
+            "An example of weight 0 adds nothing to the loss: nothing would be learned",
+            "[data](data.md)",
+        ),
+        Rule(
             signs.needs_shaping,
             "not DPO or its kin: PPO or GRPO, with the rewards as they are",
             "A pair says which answer is better and nothing else; the reward that DPO implies cannot be shaped",
             ONLINE,
             ("ppo", "grpo"),
+        ),
+        Rule(
+            signs.needs_shaping_of_pairs,
+            "`reward`, a reward model of the pairs, as one of the rewards",
+            "A pair is one judgement on a whole answer, and so is this reward: what is shaped is added to it",
+            "[reward](methods/reward.md)",
+            ("reward",),
+        ),
+        Rule(
+            signs.needs_shaping_of_thumbs,
+            "keep the thumbs as one of the rewards",
+            "KTO is of DPO's kin, and a reward model here learns from pairs",
+            "[kto](methods/kto.md); [reward](methods/reward.md)",
         ),
         Rule(
             signs.has_reward_model,
@@ -172,7 +230,8 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             signs.is_graded,
             "`kto` on all as they are; or pairs of a good and a bad answer to one prompt (`recipes/graded_pairs.py`), and `dpop` with "
             "`penalty` 5 (`recipes/code.yaml`)",
-            "KTO takes answers that find no partner, too. Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
+            "KTO leads because it reads all thumbs as they are, those that find no partner among them; no difference was told apart. "
+            "Of 195 held-out GSM8K pairs KTO on all thumbs was right in 54 %, DPO-Positive on "
             "the pairs in 55 %, DPO in 60 % (standard error 4 %), and the right answers lost 9.5 nats, gained 0.3 and lost 2.7",
             "[dpop](methods/dpop.md); [kto](methods/kto.md); [experiments](experiments.md)",
             ("kto",),
@@ -212,8 +271,9 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
         Rule(
             signs.is_noise_seen,
-            "conservative DPO: `dpo --label-smoothing 0.1`; have some pairs judged twice, and `robust` can be told the rate",
-            "Some verdicts are wrong, and how many cannot be told",
+            "conservative DPO: `dpo --label-smoothing 0.1`; have some pairs judged twice, with a column that says who judged, and `robust` "
+            "can be told the rate",
+            "Some verdicts are wrong, and there is no rate to tell robust DPO",
             "[dpo](methods/dpo.md); [robust](methods/robust.md)",
             ("dpo",),
             to(label_smoothing=0.1),
@@ -242,12 +302,6 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
         ),
     ),
     "settings": (
-        Rule(
-            signs.is_nothing_fitting,
-            "a smaller model, or more memory: nothing fits",
-            "`prefopt plan` says what it tried",
-            "[plan](plan.md)",
-        ),
         Rule(signs.is_adapter, "go on with the adapter", "It is the model as it is", "[plan](plan.md)", settings=what_fits),
         Rule(signs.is_full_too_large, "LoRA, or QLoRA", "It is what fits", "[plan](plan.md)", settings=what_fits),
         Rule(signs.is_full_fitting, "all weights", "They fit, and nothing is given up", "[plan](plan.md)", settings=what_fits),

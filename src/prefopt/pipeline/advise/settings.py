@@ -49,6 +49,8 @@ class AdviseSettings(DataSettings):
     def _goes_together(self) -> "AdviseSettings":
         if self.model is not None and any(item.partition(":")[0] == "-" for item in (*self.data, *self.eval_data)):
             raise ValueError("with a model the data is read twice, and standard input (`-`) can be read once: give a file")
+        if "no-judge" in self.have and (judges := [name for name in ("checker", "reward-model") if name in self.have]):
+            raise ValueError(f"have says no-judge and {' and '.join(judges)}, which judge answers: leave one of them out")
         if "on_bad_row" in self.model_fields_set:
             raise ValueError("on_bad_row is not for advice, which counts bad rows and goes on: leave it out")
         if self.model is None and (given := [name for name in NEED_A_MODEL if name in self.model_fields_set]):

@@ -1,8 +1,10 @@
 """The conditions of the rules: each reads the facts, and gives the figures by which it holds, in words; empty where it does not hold."""
 
+import re
 from collections.abc import Callable
 
 from prefopt.data.kinds import PLURAL
+from prefopt.data.thumbs import LABELS, WORDS
 from prefopt.methods.kto import STILL_BALANCED
 from prefopt.pipeline.advise.choices import FEW, TOO_FEW, default, steps_of_default
 from prefopt.pipeline.advise.facts import Count, Facts, counted
@@ -38,12 +40,63 @@ MOST_NAMED = 3
 """Files that are named."""
 
 DOUBTFUL = 0.01
-"""Share of examples from which on copies are worth removing, and a limit of length worth raising."""
+"""Share from which on copies are worth removing, a limit of length is worth raising, and scores against the order are no accident."""
+
+LIKE_A_VERDICT = frozenset(
+    re.findall(
+        r"\w+",
+        "label score rating rate rank ranking correct correctness preference preferred vote reward grade thumb feedback verdict winner "
+        "quality helpfulness accepted upvote like liked",
+    )
+)
+"""Words in the name of a column that says how good an answer is."""
+
+WHAT_IS_READ = (
+    f"read as a thumb is a column {' or '.join(LABELS)} that says 1, 0, -1, {', '.join(word for word in WORDS if word.isalpha())}"
+)
+
+
+def has_unread_verdicts(facts: Facts) -> str:
+    """Answers of which nothing is said in what is read, and a column that is not read and is called like a verdict."""
+    if facts.kind not in ("demonstration", "prompts"):
+        return ""
+    found = [column for column in facts.unread if looks_like_a_verdict(column)]
+    if not found:
+        return ""
+    names = ", ".join(found[:MOST_NAMED]) + (" ..." if len(found) > MOST_NAMED else "")
+    return f"not read: {names}; {WHAT_IS_READ}"
+
+
+def looks_like_a_verdict(column: str) -> bool:
+    """Whether a column is called like something that says how good an answer is."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower())
+    return any(word in LIKE_A_VERDICT or word.removesuffix("s") in LIKE_A_VERDICT for word in words)
+
+
+def is_contrary(facts: Facts) -> str:
+    """In {DOUBTFUL:.0%} of rows or more the scores contradict the order: a worse answer has the higher one."""
+    found = facts.contrary
+    return f"in {found:rows} a worse answer has the higher score" if found.share >= DOUBTFUL else ""
+
+
+def is_weightless(facts: Facts) -> str:
+    """All weights are 0."""
+    return f"the weights of all {facts.num_examples:,} examples are 0" if not facts.weight else ""
 
 
 def needs_shaping(facts: Facts) -> str:
     """The user needs rewards of another form than better and worse."""
     return "rewards are shaped, as you say" if "shaped-rewards" in facts.have else ""
+
+
+def needs_shaping_of_pairs(facts: Facts) -> str:
+    """The same, and two answers or more, of which one is better."""
+    return is_pairs(facts) if needs_shaping(facts) else ""
+
+
+def needs_shaping_of_thumbs(facts: Facts) -> str:
+    """The same, and single answers with thumbs of both kinds."""
+    return is_thumbs(facts) if needs_shaping(facts) else ""
 
 
 def has_reward_model(facts: Facts) -> str:
@@ -70,6 +123,13 @@ def can_be_checked(facts: Facts) -> str:
 def has_no_judge(facts: Facts) -> str:
     """The user has nobody and nothing to judge answers: no pairs, and no way to make them."""
     return "nothing can judge answers, as you say" if "no-judge" in facts.have and facts.kind in ("demonstration", "prompts") else ""
+
+
+def is_judged_already(facts: Facts) -> str:
+    """The user has nobody and nothing to judge answers, and there are answers that are judged."""
+    if facts.kind == "prompts" or facts.kind == "demonstration" or "no-judge" not in facts.have:
+        return ""
+    return f"there are {counted(facts.num_examples, PLURAL[facts.kind])}"
 
 
 def is_prompts(facts: Facts) -> str:
@@ -103,9 +163,10 @@ def is_thumbs(facts: Facts) -> str:
 
 def is_demonstrations(facts: Facts) -> str:
     """One answer to each prompt, of which nothing is said."""
-    return (
-        f"{counted(facts.num_examples, 'single answers')}, and nothing that says better or worse" if facts.kind == "demonstration" else ""
-    )
+    if facts.kind != "demonstration":
+        return ""
+    verdicts = "no verdict that is read" if has_unread_verdicts(facts) else "nothing that says better or worse"
+    return f"{counted(facts.num_examples, 'single answers')}, and {verdicts}"
 
 
 def is_ranked(facts: Facts) -> str:
@@ -131,14 +192,14 @@ def is_edited(facts: Facts) -> str:
 def is_noise_known(facts: Facts) -> str:
     """{NOISY:.0%} or more of verdicts are wrong, as {TOLD_TWICE} or more couples of verdicts on the same answers tell."""
     found = facts.agreement
-    if not is_pairs(facts) or found.couples < TOLD_TWICE or found.error < NOISY or found.share < BY_CHANCE:
+    if not is_pairs(facts) or not found.is_rate_known or found.couples < TOLD_TWICE or found.error < NOISY or found.share < BY_CHANCE:
         return ""
     who = "votes for an answer" if found.of_voters else "verdicts on the same answers"
     return f"{who} agree in {Count(found.agree, found.couples):couples}, so about {100 * found.error:.0f} % of the verdicts are wrong"
 
 
 def is_noise_seen(facts: Facts) -> str:
-    """{CONTRADICTED:.0%} of pairs or more have verdicts both ways, and they are too few to tell a rate."""
+    """{CONTRADICTED:.0%} of pairs or more have verdicts both ways, and no rate follows from them."""
     found = facts.agreement
     if not is_pairs(facts) or found.of_voters or is_noise_known(facts) or not found.contradicted:
         return ""
@@ -149,7 +210,9 @@ def is_noise_seen(facts: Facts) -> str:
 def is_chance(facts: Facts) -> str:
     """Verdicts on the same answers agree less often than {BY_CHANCE:.0%}."""
     found = facts.agreement
-    if found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
+    if found.if_verdicts is not None or found.couples < TOLD_TWICE or found.share >= BY_CHANCE:
+        return ""
+    if found.lacks_agreeing and 2 * found.contradicted < found.pairs:  # most pairs may have had verdicts that agree
         return ""
     return f"verdicts on the same answers agree in {Count(found.agree, found.couples):couples}; coins would in half of them"
 
@@ -198,10 +261,18 @@ def has_strays(facts: Facts) -> str:
 def has_copies(facts: Facts) -> str:
     """{DOUBTFUL:.0%} of examples or more are copies of another (where something is judged: in every column), or near copies."""
     found = facts.content
-    if max(found.repeated.share, found.near.share) < DOUBTFUL:
+    if max(found.repeated.share, found.near.share) < DOUBTFUL or may_be_verdicts(facts):
         return ""
     near = f", and {found.near:others} are near copies of one" if found.near.num else ""
     return f"{found.repeated:examples} repeat an earlier one{near}"
+
+
+def may_be_verdicts(facts: Facts) -> str:
+    """Rows that are the same in every column, beside verdicts both ways: copies, or verdicts that agree."""
+    if facts.agreement.if_verdicts is None:
+        return ""
+    both_ways = Count(facts.agreement.contradicted, facts.agreement.pairs)
+    return f"{facts.content.repeated:examples} equal an earlier one, and {both_ways:pairs of answers} have verdicts both ways"
 
 
 def is_untuned(facts: Facts) -> str:
@@ -215,6 +286,11 @@ def is_untuned(facts: Facts) -> str:
     if not model.has_template and raw.share < MOSTLY:
         return f"its tokenizer brings no chat template, and {Count(raw.of - raw.num, raw.of):examples} are chats"
     return ""
+
+
+def is_untuned_for_pairs(facts: Facts) -> str:
+    """The same, and two answers or more, of which one is better; no rewards of another form are needed."""
+    return is_pairs(facts) if is_untuned(facts) and not needs_shaping(facts) else ""
 
 
 def is_model_unknown(facts: Facts) -> str:
@@ -281,9 +357,9 @@ def is_faulty(facts: Facts) -> str:
 
 
 def is_raw_for_chats(facts: Facts) -> str:
-    """Plain text for a model that was tuned on chats."""
+    """Plain text for a model that was tuned on chats, with prompts that could be a turn."""
     raw = facts.content.raw
-    if facts.model is None or not facts.model.has_template or raw.share < MOSTLY or not facts.lengths.prompt.median:
+    if facts.model is None or not facts.model.has_template or raw.share < MOSTLY or facts.content.unprompted.share >= MOSTLY:
         return ""
     return f"{raw:examples} are plain text, and the model has a chat template"
 
@@ -298,5 +374,5 @@ def is_too_long(facts: Facts) -> str:
     return f"{found:examples} have more than {limit:,} tokens, and one in a hundred about {facts.lengths.uncut:,} or more"
 
 
-ABOUT_WEIGHTS: tuple[Sign, ...] = (is_nothing_fitting, is_adapter, is_full_too_large, is_full_fitting)
+ABOUT_WEIGHTS: tuple[Sign, ...] = (is_adapter, is_full_too_large, is_full_fitting)
 """All weights or an adapter: of these one holds at most."""
