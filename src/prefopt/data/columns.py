@@ -51,11 +51,6 @@ def is_answer(value: object) -> bool:
     return is_prompt(value) or is_turn(value) or is_parts(value)
 
 
-def is_chat_answer(value: object) -> bool:
-    """A turn or a list of turns."""
-    return is_turns(value) or is_turn(value)
-
-
 def is_list(value: object) -> bool:
     """A list of several."""
     return isinstance(value, list) and len(value) > 1
