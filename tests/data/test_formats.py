@@ -447,6 +447,18 @@ FAULTS = [
         "bad_number",
         "inf",
     ),
+    (
+        "rated_completions",
+        {"prompt": "q", "completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": None}]},
+        "bad_number",
+        "`completions[1].rating` is null",
+    ),
+    (
+        "rated_completions",
+        {"prompt": "q", "completions": [{"text": "a", "rank": None}, {"text": "b", "rank": 1}]},
+        "bad_number",
+        "`completions[0].rank` is null",
+    ),
     ("text_label", {"prompt": "q", "completion": "a", "label": 2}, "unknown_verdict", "2"),
     ("text_label", {"prompt": "q", "completion": "", "label": 1}, "blank_answer", "completion"),
     ("messages_label", {"messages": [U, A]}, "missing_field", "label"),
@@ -495,6 +507,45 @@ def test_an_unknown_shape_lists_columns_formats_and_a_mapping():
 def test_a_label_of_another_name_is_found():
     with pytest.raises(DataError, match=r"perhaps: columns: \{completion: response, label: thumb\}"):
         recognise("rows", rows({"prompt": "q", "response": "a", "thumb": "up"}), "thumbs")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"completions": [{"text": "a", "score": 1}, {"text": "b", "score": None}, {"text": "c", "score": 3}]},
+        {"completions": ["a", "b", "c"], "scores": [1, None, 3]},
+        {"completions": ["a", "b"], "ranks": [None, 1]},
+    ],
+)
+def test_a_score_that_is_null_makes_a_bad_row_and_no_unknown_format(row):
+    row = {"prompt": "q", **row}
+    entry = recognise("rows", rows(row), "ranked").format
+    with pytest.raises(RowFault) as caught:
+        entry.read(Fields(row), "ranked")
+    assert caught.value.reason == "bad_number"
+
+
+def test_scores_that_are_all_null_are_no_ranking():
+    for row in ({"completions": [{"text": "a", "score": None}] * 2}, {"completions": ["a", "b"], "scores": [None, None]}):
+        with pytest.raises(DataError, match="not recognised"):
+            recognise("rows", rows({"prompt": "q", **row}), "ranked")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "near"),
+    [
+        ("ranked", {"prompt": "q", "completions": '["a", "b"]', "ranks": "[1,2]"}, "ranked_completions"),
+        ("pair", {"prompt": "q", "completions": '["a", "b"]', "ranks": "[1,2]"}, "ranked_completions"),
+        ("demonstration", {"messages": '[{"role": "user", "content": "q"}]'}, "messages"),
+    ],
+)
+def test_lists_in_the_cells_of_a_table_are_named_as_such(kind, row, near):
+    with pytest.raises(DataError, match="format is not recognised") as caught:
+        recognise("rows.csv", rows(row), kind)
+    first = next(line for line in str(caught.value).splitlines() if line.startswith("  near: "))
+    assert first.startswith(f"  near: {near}: the columns are there, but `")
+    assert "is a list written as text in 1 of 1 rows. Cells of tables (.csv, .tsv, .xlsx) are text" in first
+    assert first.endswith("give such rows as .jsonl, .json or .parquet")
 
 
 def test_a_column_of_the_wrong_type_is_named():
