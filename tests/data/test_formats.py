@@ -187,6 +187,9 @@ THUMBS = [
     ("text_label", {"prompt": "q", "completion": "a", "label": "0"}, ("q", ["a"], [False])),
     ("text_label", {"prompt": [U], "completion": [A], "label": "thumbs_down"}, ((user("q"),), [(gpt("a"),)], [False])),
     ("text_label", {"prompt": "q", "completion": A, "label": 1}, ((user("q"),), [(gpt("a"),)], [True])),
+    ("text_label", {"prompt": "q", "completion": "a", "is_correct": False}, ("q", ["a"], [False])),
+    ("text_label", {"prompt": "q", "completion": "a", "label": None, "correct": "no"}, ("q", ["a"], [False])),
+    ("text_label", {"prompt": "q", "completion": "a", "label": True, "correct": "Paris"}, ("q", ["a"], [True])),
     ("messages_label", {"messages": [U, A], "label": False}, ((user("q"),), [(gpt("a"),)], [False])),
     (
         "sharegpt_label",
@@ -444,6 +447,18 @@ FAULTS = [
         "bad_number",
         "inf",
     ),
+    (
+        "rated_completions",
+        {"prompt": "q", "completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": None}]},
+        "bad_number",
+        "`completions[1].rating` is null",
+    ),
+    (
+        "rated_completions",
+        {"prompt": "q", "completions": [{"text": "a", "rank": None}, {"text": "b", "rank": 1}]},
+        "bad_number",
+        "`completions[0].rank` is null",
+    ),
     ("text_label", {"prompt": "q", "completion": "a", "label": 2}, "unknown_verdict", "2"),
     ("text_label", {"prompt": "q", "completion": "", "label": 1}, "blank_answer", "completion"),
     ("messages_label", {"messages": [U, A]}, "missing_field", "label"),
@@ -489,9 +504,86 @@ def test_an_unknown_shape_lists_columns_formats_and_a_mapping():
     assert "text_pair (prompt, chosen, rejected)" in message
 
 
+def test_a_label_of_another_name_is_found():
+    with pytest.raises(DataError, match=r"perhaps: columns: \{completion: response, label: thumb\}"):
+        recognise("rows", rows({"prompt": "q", "response": "a", "thumb": "up"}), "thumbs")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"completions": [{"text": "a", "score": 1}, {"text": "b", "score": None}, {"text": "c", "score": 3}]},
+        {"completions": ["a", "b", "c"], "scores": [1, None, 3]},
+        {"completions": ["a", "b"], "ranks": [None, 1]},
+    ],
+)
+def test_a_score_that_is_null_makes_a_bad_row_and_no_unknown_format(row):
+    row = {"prompt": "q", **row}
+    entry = recognise("rows", rows(row), "ranked").format
+    with pytest.raises(RowFault) as caught:
+        entry.read(Fields(row), "ranked")
+    assert caught.value.reason == "bad_number"
+
+
+def test_scores_that_are_all_null_are_no_ranking():
+    for row in ({"completions": [{"text": "a", "score": None}] * 2}, {"completions": ["a", "b"], "scores": [None, None]}):
+        with pytest.raises(DataError, match="not recognised"):
+            recognise("rows", rows({"prompt": "q", **row}), "ranked")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "near"),
+    [
+        ("ranked", {"prompt": "q", "completions": '["a", "b"]', "ranks": "[1,2]"}, "ranked_completions"),
+        ("pair", {"prompt": "q", "completions": '["a", "b"]', "ranks": "[1,2]"}, "ranked_completions"),
+        ("demonstration", {"messages": '[{"role": "user", "content": "q"}]'}, "messages"),
+    ],
+)
+def test_lists_in_the_cells_of_a_table_are_named_as_such(kind, row, near):
+    with pytest.raises(DataError, match="format is not recognised") as caught:
+        recognise("rows.csv", rows(row), kind)
+    first = next(line for line in str(caught.value).splitlines() if line.startswith("  near: "))
+    assert first.startswith(f"  near: {near}: the columns are there, but `")
+    assert "is a list written as text in 1 of 1 rows. Cells of tables (.csv, .tsv, .xlsx) are text" in first
+    assert first.endswith("give such rows as .jsonl, .json or .parquet")
+
+
 def test_a_column_of_the_wrong_type_is_named():
     with pytest.raises(DataError, match="`chosen` is missing or of another type in 2 of 2 rows"):
         recognise("rows", rows(text_row(chosen=1), text_row(chosen=2)), "pair")
+
+
+@pytest.mark.parametrize("words", [("correct", "incorrect"), ("Right", "Wrong"), ("positive", "negative"), ("correct", "wrong")])
+def test_words_of_labels(words):
+    for word, says in zip(words, (True, False), strict=True):
+        for row in ({"prompt": "q", "completion": "a", "label": word}, {"messages": [U, A], "label": word}):
+            entry = recognise("rows", rows(row), "thumbs").format
+            assert [answer.label for answer in entry.read(Fields(row), "thumbs").answers] == [says]
+
+
+def test_labels_that_say_nothing_are_named_beside_those_that_do():
+    said = ["maybe", 2, None, 0.5, "good"]
+    with pytest.raises(DataError) as caught:
+        recognise("rows", rows(*({"prompt": "q", "completion": "a", "label": label} for label in said)), "thumbs")
+    near = [line for line in str(caught.value).splitlines() if line.startswith("  near: ")]
+    assert near[0].startswith("  near: text_label: the columns are there, but `label` is maybe, 2, null, 0.5 in 4 of 5 rows, and must be ")
+    assert "true or false" in near[0]
+    assert "correct or incorrect" in near[0]
+    assert [line.split(": ")[1] for line in near[1:]] == ["messages_label", "sharegpt_label", "instruction_label"]
+
+
+def test_a_label_is_looked_for_where_it_is_read():
+    row = {"prompt": "q", "completion": "a", "label": "geography", "is_correct": True}
+    assert recognise("rows", rows(row), "demonstration").format.name == "text_completion"
+    with pytest.raises(DataError, match="`label` is geography in 1 of 1 rows"):
+        recognise("rows", rows(row), "thumbs")
+    row = rename(row, {"label": "is_correct"})
+    assert recognise("rows", rows(row), "thumbs").format.name == "text_label"
+
+
+def test_formats_of_the_kind_asked_for_come_first_in_what_is_near():
+    with pytest.raises(DataError, match=r"near: text_label: lacks label\n"):
+        recognise("rows", rows({"prompt": "q", "completion": "a"}), "thumbs")
 
 
 def test_demonstrations_where_pairs_are_needed():

@@ -26,6 +26,9 @@ from prefopt.errors import ConfigError, DataError
         ("org/name:config:train:0.25", Given("org/name:config:train", 0.25)),
         ("-:0.5", Given("-", 0.5)),
         ("x:0.3y", Given("x:0.3y")),
+        ("b.jsonl:1e-05", Given("b.jsonl", 1e-5)),
+        ("b.jsonl:+2E1:format=hh", Given("b.jsonl", 20, "hh")),
+        ("org/name:info", Given("org/name:info")),
         (":0.3", Given(":0.3")),
     ],
 )
@@ -55,7 +58,7 @@ def test_parts_are_the_text_that_says_the_same(parts, text):
     assert DataSettings(data=parts).data == [text]
 
 
-@given(name=st.sampled_from(["a.jsonl", "x/y:z", "-"]), times=st.floats(0.001, 1000), form=st.sampled_from([None, "hh"]))
+@given(name=st.sampled_from(["a.jsonl", "x/y:z", "-"]), times=st.floats(1e-12, 1000), form=st.sampled_from([None, "hh"]))
 def test_parts_come_back_from_their_text(name, times, form):
     found = Given.of(as_text({"path": name, "weight": times, "format": form}))
     assert found == Given(name, float(f"{times:.15g}"), form)
@@ -78,9 +81,19 @@ def test_parts_that_say_nothing_are_refused(parts, says):
         check(DataSettings, {"data": [parts]})
 
 
-def test_a_weight_of_nothing_is_refused(write):
-    with pytest.raises(DataError, match="its weight is 0, and must be above 0"):
-        sources.find([f"{write('a.jsonl', [{}])}:0"])
+@pytest.mark.parametrize("weight", ["0", "-1", "-0.5", "nan", "-inf", "1e9", "1000.5", "1e999", "0e0"])
+@pytest.mark.parametrize("rest", ["", ":format=hh"])
+def test_a_number_that_is_no_weight_is_refused(write, weight, rest):
+    with pytest.raises(DataError, match=f"its weight is {weight}, and must be above 0, up to 1000"):
+        sources.find([f"{write('a.jsonl', [{}])}:{weight}{rest}"])
+
+
+@pytest.mark.parametrize("behind", ["0,5", "50%", "x2", "", "format=", "train"])
+def test_what_is_neither_weight_nor_format_is_said_to_be_behind_a_file(write, behind):
+    path = write("a.jsonl", [{}])
+    with pytest.raises(DataError) as caught:
+        sources.find([f"{path}:{behind}"])
+    assert f"{path} is there, and '{behind}' behind its colon is neither a weight (a number above 0, up to 1000)" in str(caught.value)
 
 
 def test_the_path_in_a_text(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.command_line import Said, prefopt
-from tests.training.conftest import pairs, server
+from tests.training.conftest import one_opening, pairs, server
 from tests.training.crash_server import Blow, Server, flags
 from tests.training.runs import figures, weights
 
@@ -23,7 +23,7 @@ from prefopt.errors import ConfigError, RunError
 from prefopt.machine import keep_freed_memory
 from prefopt.training.loop import Trainer, forget_peak_memory, peak_memory_gb
 
-__all__ = ["pairs", "server"]
+__all__ = ["one_opening", "pairs", "server"]
 
 BETAS = ("0.05", "0.1", "0.3")
 
@@ -424,6 +424,19 @@ def test_an_error_that_all_runs_would_meet_ends_the_sweep_at_once(model_folder: 
     assert "run 2 of 2" not in said.err
     assert states(tmp_path / "sweep") == {"beta-0.1": "waiting", "beta-0.3": "waiting"}
     prefopt(*words_of(model_folder(), pairs, tmp_path / "sweep", "beta=0.1,0.3", max_steps=1), "--resume").check()
+
+
+def test_data_of_which_nothing_can_be_held_out_ends_the_sweep_at_once(
+    model_folder: Callable[..., Path], one_opening: str, pairs: str, tmp_path: Path
+):
+    said = prefopt(*words_of(model_folder(), one_opening, tmp_path / "sweep", "beta=0.1,0.3")).check()
+    assert said.code == 2
+    assert "a sweep compares its runs on held-out examples, and eval_fraction can hold none of these out" in said.err
+    assert "run 2 of 2" not in said.err
+    assert not list(tmp_path.glob("sweep/*/metrics.jsonl"))
+    given = words_of(model_folder(), one_opening, tmp_path / "sweep", "beta=0.1,0.3", eval_data=pairs, max_steps=1)
+    prefopt(*given, "--overwrite").check()
+    assert set(states(tmp_path / "sweep").values()) == {"finished"}
 
 
 def test_a_way_that_is_wrong_on_the_model_fails_by_itself(model_folder: Callable[..., Path], pairs: str, tmp_path: Path):

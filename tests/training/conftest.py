@@ -16,6 +16,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def one_opening(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve pairs of one prompt, of which none can be held out by what they open with."""
+    return write_rows(Path(tmp_path_factory.mktemp("data")) / "one.jsonl", [row | {"prompt": "Is it good?"} for row in pair_rows()])
+
+
+@pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Twelve demonstrations: the better answers."""
     found = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pair_rows()]

@@ -87,5 +87,5 @@ def test_going_on_from_such_an_adapter_keeps_its_kind_and_its_values(
 
 @pytest.mark.parametrize("kind", ["dora", "rslora"])
 def test_they_are_refused_without_an_adapter(kind: str):
-    with pytest.raises(ValidationError, match=f"{kind} shape a new adapter: give lora_rank too"):
+    with pytest.raises(ValidationError, match=f"{kind} shapes a new adapter: give lora_rank too"):
         ModelSettings(model="m", **KINDS[kind])

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests.training.crash_server import Blow, Server, flags
-from tests.training.runs import Asks, figures, rows, run, weights
+from tests.training.runs import Asks, figures, pair_rows, rows, run, weights, write_rows
+
+from prefopt.errors import DataError
 
 SETTINGS: dict[str, Any] = {"eval_fraction": 0.33, "eval_every_steps": 1, "learning_rate": 0.1, "epochs": 6}
 """A learning rate at which the held-out loss soon rises; fourteen steps."""
@@ -140,3 +142,18 @@ def test_a_damaged_best_is_said_and_the_last_is_taken(model: Path, pairs: str, t
     assert summary["model_step"] == summary["steps"]
     assert summary["after"]["eval/loss"] == eval_losses(every)[summary["steps"] - 1]
     assert model_is_of_step(out, every, summary["steps"])
+
+
+def test_data_that_cannot_be_held_out_is_said_and_does_not_go_with_early_stop(model: Path, one_opening: str, pairs: str, tmp_path: Path):
+    narrator = Asks(lambda done: None)
+    run("dpo", model, one_opening, tmp_path / "run", narrator=narrator, max_steps=1, eval_fraction=0.1, eval_every_steps=1)
+    [note] = [line for line in narrator.said if line.startswith("note: nothing is held out")]
+    assert "all 12 examples open with the same text" in note
+    assert "no held-out figures, and no best checkpoint" in note
+    assert note.endswith("Give eval_data for that")
+    with pytest.raises(DataError, match=r"early_stop looks .* can hold nothing out: all 12 examples open .* Give eval_data, or leave"):
+        run("dpo", model, one_opening, tmp_path / "other", **SETTINGS, early_stop=2)
+    run("dpo", model, one_opening, tmp_path / "given", eval_data=[pairs], eval_every_steps=1, early_stop=2, max_steps=1)
+    one = write_rows(tmp_path / "one.jsonl", pair_rows(1))
+    run("dpo", model, one, tmp_path / "one", narrator=narrator, max_steps=1, eval_fraction=0.1)
+    assert "note: nothing is held out: there is one example. " in " ".join(narrator.said)

@@ -20,7 +20,7 @@ from prefopt.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 7
+VERSION = 8
 """Raise it whenever the same rows would give other trees or another file."""
 
 TOKENS = "tokens"

@@ -51,11 +51,6 @@ def is_answer(value: object) -> bool:
     return is_prompt(value) or is_turn(value) or is_parts(value)
 
 
-def is_chat_answer(value: object) -> bool:
-    """A turn or a list of turns."""
-    return is_turns(value) or is_turn(value)
-
-
 def is_list(value: object) -> bool:
     """A list of several."""
     return isinstance(value, list) and len(value) > 1
@@ -67,8 +62,10 @@ def is_number(value: object) -> bool:
 
 
 def is_numbers(value: object) -> bool:
-    """A list of several numbers."""
-    return isinstance(value, list) and len(value) > 1 and all(is_number(entry) for entry in value)
+    """A list of several numbers; nulls among them are for reading to find fault with."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    return all(entry is None or is_number(entry) for entry in value) and any(entry is not None for entry in value)
 
 
 def check_prompt(prompt: str | Conversation) -> None:

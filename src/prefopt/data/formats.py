@@ -6,7 +6,7 @@ data that was asked for is the business of `kinds`. To add one: write its functi
 order of the table is the precedence: a row that fits several formats is read by the first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,11 +82,15 @@ class Format:
 
     def fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether the row has the columns of this format, of the right shape."""
-        return all(self.has(name, columns, test) for name, test in self.needs.items())
+        return all(test(self.value_of(name, columns)) for name, test in self.needs.items())
 
-    def has(self, need: str, columns: Mapping[str, Any], test: Test = lambda value: True) -> bool:
-        """Whether a needed column is there, under one of its names, with a value that passes the test."""
-        return any(name in columns and test(columns[name]) for name in self.names_of(need))
+    def has(self, need: str, columns: Collection[str]) -> bool:
+        """Whether a needed column is there, under one of its names."""
+        return any(name in columns for name in self.names_of(need))
+
+    def value_of(self, need: str, columns: Mapping[str, Any]) -> Any:
+        """A needed column's value under the first of its names that is there and not null, which is the one that is read."""
+        return next((columns[name] for name in self.names_of(need) if columns.get(name) is not None), None)
 
     def names_of(self, need: str) -> tuple[str, ...]:
         """What a needed column may be called."""

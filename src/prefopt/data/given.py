@@ -17,7 +17,10 @@ from typing import Any
 from prefopt.config import printable
 from prefopt.data.paths import at_home
 
-WRITTEN = re.compile(r"(?P<name>.+?)(?::(?P<times>\d+(?:\.\d*)?|\.\d+))?(?::format=(?P<format>\w+))?", re.DOTALL)
+NUMBER = r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf)"
+"""All that reads as a number: what is none that a weight can be is refused as a weight, and not sought as a file."""
+
+WRITTEN = re.compile(rf"(?P<name>.+?)(?::(?P<times>(?i:{NUMBER})))?(?::format=(?P<format>\w+))?", re.DOTALL)
 KEYS = ("path", "weight", "format")
 MOST_TIMES = 1000.0
 
@@ -41,7 +44,7 @@ class Given:
         """What a text says.
 
         Raises:
-            ValueError: a weight that is 0 or too large.
+            ValueError: a weight that is not above 0, or too large.
         """
         found = WRITTEN.fullmatch(text)
         if found is None or is_there(text) or not (found["times"] or found["format"]):

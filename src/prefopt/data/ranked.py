@@ -13,17 +13,20 @@ RANKS = ("ranks", "rank")
 SCORES = ("scores", "rewards", "ratings", "score", "reward")
 TEXTS = ("content", "text", "response", "completion", "answer", "output")
 RATINGS = ("score", "reward", "rating", "overall_score")
+PLACED = ("rank", *RATINGS)
 """What ranks, scores, and the parts of an answer that is an object may be called."""
 
 
 def is_rated(value: object) -> bool:
-    """A list of objects, each with an answer and its rank or score."""
-    return isinstance(value, list) and len(value) > 1 and all(is_rating(entry) for entry in value)
+    """A list of objects, each with an answer and its rank or score; nulls among these are for reading to find fault with."""
+    if not isinstance(value, list) or len(value) < 2 or not all(is_rating(entry) for entry in value):
+        return False
+    return any(part_of(entry, PLACED) is not None for entry in value)
 
 
 def is_rating(value: object) -> bool:
-    """An object with an answer and its rank or score."""
-    return isinstance(value, dict) and part_of(value, TEXTS) is not None and part_of(value, ("rank", *RATINGS)) is not None
+    """An object with an answer and its rank or score, which may be null."""
+    return isinstance(value, dict) and part_of(value, TEXTS) is not None and not value.keys().isdisjoint(PLACED)
 
 
 def part_of(entry: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -51,9 +54,12 @@ def rated_completions(row: Fields, kind: Kind) -> Example:
     for entry in entries:
         if not is_rating(entry):
             raise RowFault("wrong_type", f"`{name}` holds {clip(entry)}, and must hold objects with an answer and its rank or score")
-    are_scores = not all(is_number(entry.get("rank")) for entry in entries)
-    names = RATINGS if are_scores else ("rank",)
-    numbers = [finite(entry.get(part_of(entry, names) or names[0]), f"{name}[].{part_of(entry, names) or names[0]}") for entry in entries]
+    are_ranks = all(is_number(entry.get("rank")) for entry in entries) or not any(part_of(entry, RATINGS) for entry in entries)
+    are_scores, names = not are_ranks, ("rank",) if are_ranks else RATINGS
+    # A null is called as its neighbours' numbers are.
+    usual = next((found for entry in entries if (found := part_of(entry, names)) is not None), names[0])
+    called = [part_of(entry, names) or usual for entry in entries]
+    numbers = [finite(entry.get(own), f"{name}[{place}].{own}") for place, (entry, own) in enumerate(zip(entries, called, strict=True))]
     return ranking(row, name, [entry[part_of(entry, TEXTS) or TEXTS[0]] for entry in entries], numbers, are_scores=are_scores)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from prefopt.data.formats import COMMON_FIELDS, FORMATS, Format
 from prefopt.data.kinds import PLURAL, Kind
+from prefopt.data.message_trees import message_tree
 from prefopt.data.rows import Dropped, Row, clip
+from prefopt.data.thumbs import LABEL_SAYS, is_label
 from prefopt.errors import DataError
 
 LOOKED_AT = 100
@@ -23,6 +25,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen_messages", "preferred", "better", "better_answer", "accepted", "winner", "good", "answer_chosen", "chosen_response"),
     "rejected": ("rejected_messages", "dispreferred", "worse", "worse_answer", "loser", "bad", "answer_rejected", "rejected_response"),
     "completion": ("response", "answer", "output", "target", "reply"),
+    "label": ("thumb", "thumbs", "feedback", "is_good"),
     "messages": ("dialogue", "dialog", "chat", "conversation"),
     "text": ("content", "document", "body", "review"),
 }
@@ -203,7 +206,7 @@ def not_recognised(
     wanted = PLURAL[kind]
     lines = [f"{name}: the format is not recognised: no known format for {wanted} fits more than half of the first {len(rows)} rows."]
     lines.append(f"  columns seen: {', '.join(map(clip, (columns if own_columns is None else own_columns)[:40])) or 'none'}")
-    lines += [f"  near: {miss}" for miss in near_misses(rows, columns, usable)]
+    lines += [f"  near: {miss}" for miss in near_misses(rows, columns, usable, kind)]
     mapping = suggested_mapping(rows, columns, usable)
     if mapping:
         mapping = {**given, **{field: given.get(column, column) for field, column in mapping.items()}}
@@ -217,20 +220,41 @@ def not_recognised(
     return "\n".join(lines)
 
 
-def near_misses(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usable: Sequence[Format]) -> list[str]:
-    """Formats that almost fit, and what keeps them from it."""
-    misses = []
+def near_misses(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usable: Sequence[Format], kind: Kind) -> list[str]:
+    """Formats that almost fit, and what keeps them from it: those first that lack no column, then those of the kind asked for."""
+    misses: list[tuple[tuple[bool, bool, int], str]] = []
     for entry in usable:
-        missing = [need for need in entry.needs if not entry.has(need, dict.fromkeys(columns))]
-        if len(missing) == 0:
-            wrong = {need: sum(not entry.has(need, row, test) for row in rows) for need, test in entry.needs.items()}
-            worst = max(wrong, key=lambda need: wrong[need])
-            misses.append(
-                f"{entry.name}: the columns are there, but `{worst}` is missing or of another type in {wrong[worst]} of {len(rows)} rows"
-            )
+        if entry.read is message_tree and not any(isinstance(row.get("prompt"), dict) for row in rows):
+            continue  # most tables have a prompt, and few of those are trees
+        missing = [need for need in entry.needs if not entry.has(need, columns)]
+        place = (bool(missing), entry.kind != kind, len(missing))
+        if not missing:
+            misses.append((place, f"{entry.name}: the columns are there, but {misfit(entry, rows)}"))
         elif len(missing) < len(entry.needs):
-            misses.append(f"{entry.name}: lacks {', '.join(missing)}")
-    return misses[:4]
+            misses.append((place, f"{entry.name}: lacks {', '.join(missing)}"))
+    return [miss for _, miss in sorted(misses, key=lambda entry: entry[0])][:4]
+
+
+def misfit(entry: Format, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What keeps rows from a format of which they have every column: the column with most values that do not pass, and these."""
+    wrong = {need: [value for row in rows if not test(value := entry.value_of(need, row))] for need, test in entry.needs.items()}
+    worst = max(wrong, key=lambda need: len(wrong[need]))
+    values = wrong[worst]
+    often = f"in {len(values)} of {len(rows)} rows"
+    if entry.needs[worst] is is_label and any(value is not None for value in values):
+        words = list(dict.fromkeys("null" if value is None else clip(value) for value in values))
+        return f"`{worst}` is {', '.join(words[:6])}{', …' * (len(words) > 6)} {often}, and must be {LABEL_SAYS}"
+    if 2 * sum(map(is_written_list, values)) > len(values):
+        return (
+            f"`{worst}` is a list written as text {often}. Cells of tables (.csv, .tsv, .xlsx) are text or a number, and no lists are read "
+            "from them: give such rows as .jsonl, .json or .parquet"
+        )
+    return f"`{worst}` is missing or of another type {often}"
+
+
+def is_written_list(value: object) -> bool:
+    """A text that is a list in JSON."""
+    return isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]")
 
 
 def suggested_mapping(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], usable: Sequence[Format]) -> dict[str, str]:
@@ -238,7 +262,7 @@ def suggested_mapping(rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
     for entry in usable:
         mapping: dict[str, str] = {}
         for need in entry.needs:
-            is_there = entry.has(need, dict.fromkeys(columns))
+            is_there = entry.has(need, columns)
             other = next((column for column in columns if not is_there and column.lower() in OTHER_NAMES.get(need, ())), None)
             if other is not None and other not in mapping.values():
                 mapping[need] = other

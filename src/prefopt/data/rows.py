@@ -7,7 +7,7 @@ place, its reason and what the row held, so that nothing disappears without bein
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -125,11 +125,6 @@ class Dropped:
     def to_dict(self) -> dict[str, Any]:
         """The line of `dropped.jsonl`, whatever the row held."""
         return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": as_json(self.row)}
-
-
-def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """How many rows each reason took, the most frequent first."""
-    return dict(Counter(str(entry.reason) for entry in dropped).most_common())
 
 
 class Faults:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.data.files import Source, data_suffix, read_file, read_stdin
-from prefopt.data.given import Given
+from prefopt.data.given import MOST_TIMES, Given, is_there
 from prefopt.data.hub import HUB_NAME, dataset_rows, is_saved, load_hub, load_saved
 from prefopt.data.paths import ALLOWED, at_home, near_paths, why
 from prefopt.data.readers import rows_digest
@@ -82,6 +82,12 @@ def find_one(item: str) -> Found:
         return Found((file_place(path),), ())
     if (match := HUB_NAME.fullmatch(item)) is not None and not looks_local(path):
         return Found((Place(item, lambda name: from_dataset(name, load_hub(match))),), ())
+    before, _, behind = item.rpartition(":")
+    if before and is_there(before):
+        raise DataError(
+            f"{clip(before)} is there, and {clip(behind)!r} behind its colon is neither a weight (a number above 0, up to {MOST_TIMES:g}) "
+            "nor a format (format=NAME)."
+        )
     raise DataError(f"{clip(item)} does not exist{near_paths(path)}. {ALLOWED}")
 
 

@@ -7,7 +7,7 @@ from prefopt.data.examples import Answer, Conversation, Example, Fields, Message
 from prefopt.data.kinds import Kind
 from prefopt.data.rows import RowFault, clip
 
-LABELS = ("label", "kto_tag")
+LABELS = ("label", "kto_tag", "is_correct", "correct")
 """What the label may be called."""
 
 LISTS = ("completions", "responses", "answers", "outputs")
@@ -15,9 +15,14 @@ LISTS = ("completions", "responses", "answers", "outputs")
 
 WORDS = {
     **dict.fromkeys(("true", "yes", "up", "good", "1", "+1", "1.0", "desirable", "thumbs up", "accepted", "liked"), True),
+    **dict.fromkeys(("correct", "right", "positive"), True),
     **dict.fromkeys(("false", "no", "down", "bad", "0", "-1", "0.0", "undesirable", "thumbs down", "rejected", "disliked"), False),
+    **dict.fromkeys(("incorrect", "wrong", "negative"), False),
 }
 """What a label may say."""
+
+LABEL_SAYS = "true or false, 1 or 0, yes or no, up or down, good or bad, correct or incorrect, right or wrong, positive or negative"
+"""The most usual of these words, for messages."""
 
 SOLUTIONS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 """Whose solutions the makers of GSM8K published."""
@@ -31,7 +36,7 @@ def label_of(value: Any, name: str) -> bool:
     """
     if is_label(value):
         return WORDS[said(value)]
-    raise RowFault("unknown_verdict", f"`{name}` is {clip(value)}, and must be true or false, 1 or 0, yes or no, up or down, good or bad")
+    raise RowFault("unknown_verdict", f"`{name}` is {clip(value)}, and must be {LABEL_SAYS}")
 
 
 def is_label(value: object) -> bool:

@@ -83,7 +83,8 @@ class ModelSettings(Settings):
             raise ValueError("adapter goes on from an existing adapter and lora_rank makes a new one: give one of the two")
         given = [name for name in ("lora_alpha", "rslora", "dora", "target_modules", "modules_to_save") if getattr(self, name)]
         if given and not self.lora_rank:
-            raise ValueError(f"{', '.join(given)} shape a new adapter: give lora_rank too (for example 16)")
+            shape = "shapes" if len(given) == 1 else "shape"
+            raise ValueError(f"{', '.join(given)} {shape} a new adapter: give lora_rank too (for example 16)")
         return self
 
 

@@ -94,6 +94,8 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
     elif settings.eval_fraction:
         trees, held_out = split(trees, settings.eval_fraction, settings.seed)
         narrator.say(f"held out by seed {settings.seed}: {len(held_out)} of {len(dataset.trees)} examples")
+        if not held_out:
+            tell_nothing_held_out(len(dataset.trees), settings, narrator)
     narrator.say(f"the first example:\n{dataset.first_example}")
     if not any(tree.weight > 0 for tree in trees):
         raise DataError("every example to train on has weight 0, so there is nothing to learn. Look at the column `weight`.")
@@ -114,6 +116,30 @@ def load_data(method: Method, settings: RunSettings, loaded: LoadedModel, narrat
         dataset.end_of_turn,
         loaded.tokenizer,
         mix,
+    )
+
+
+def tell_nothing_held_out(num: int, settings: RunSettings, narrator: Narrator) -> None:
+    """Say why `eval_fraction` holds nothing out, and what does not happen for that reason.
+
+    Args:
+        num: of examples.
+        settings, narrator: of the run.
+
+    Raises:
+        DataError: `early_stop` was asked for, which would have nothing to look at.
+    """
+    why = "there is one example"
+    if num > 1:
+        why = f"all {num:,} examples open with the same text, and those with one opening stay on one side"
+    if settings.early_stop is not None:
+        raise DataError(
+            f"early_stop looks at the held-out loss, and eval_fraction can hold nothing out: {why}. "
+            "Give eval_data, or leave early_stop out."
+        )
+    narrator.say(
+        f"note: nothing is held out: {why}. So there are no held-out figures, and no best checkpoint is kept by them. "
+        "Give eval_data for that"
     )
 
 

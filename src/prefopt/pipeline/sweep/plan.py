@@ -46,6 +46,11 @@ NO_HELD_OUT = (
     "the data out) or eval_data"
 )
 
+NOTHING_TO_COMPARE_ON = (
+    "a sweep compares its runs on held-out examples, and eval_fraction can hold none of these out, because all open with the same text: "
+    "give eval_data, and --overwrite for the same folder"
+)
+
 REFERENCE_MOVES = (
     "sync_reference_every_steps: a sweep compares margins, accuracy and KL of its runs, and with a reference that follows the policy each "
     "run would measure them from another one: leave it out, or make a run for each with prefopt train"

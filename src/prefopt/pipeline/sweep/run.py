@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import ModelError, PrefoptError, RunError, RunStopped
+from prefopt.errors import DataError, ModelError, PrefoptError, RunError, RunStopped
 from prefopt.pipeline.stages_done import inputs
 from prefopt.pipeline.sweep.book import SweepBook
-from prefopt.pipeline.sweep.plan import PlannedRun, SweepPlan
+from prefopt.pipeline.sweep.plan import NOTHING_TO_COMPARE_ON, PlannedRun, SweepPlan
 from prefopt.pipeline.sweep.shown import show_sweep
 from prefopt.report.files import RunFiles, read_json
 from prefopt.report.record import is_run
@@ -31,7 +31,7 @@ from prefopt.training.interrupt import stop_at_once
 from prefopt.training.loop import forget_peak_memory
 from prefopt.training.not_finite import NotFinite
 from prefopt.training.record.again import Again
-from prefopt.training.record.callbacks import Callback
+from prefopt.training.record.callbacks import Callback, RunStart
 from prefopt.training.record.folder import RunFolder
 from prefopt.training.run import train
 from prefopt.training.terminal.narrator import Narrator, Terminal, Ticker
@@ -91,6 +91,19 @@ class Once:
     def progress(self, what: str, total: int, done: int = 0) -> AbstractContextManager[Ticker]:
         """A run's progress."""
         return self.inner.progress(what, total, done)
+
+
+class NeedsHeldOut(Callback):
+    """Ends a run before its first step where its data gave no held-out examples, which only reading it shows."""
+
+    def on_start(self, run: RunStart) -> None:
+        """Look at what was held out.
+
+        Raises:
+            DataError: nothing.
+        """
+        if not run.manifest["data"]["num_held_out"]:
+            raise DataError(NOTHING_TO_COMPARE_ON)
 
 
 def run_sweep(
@@ -180,7 +193,8 @@ class Sweep:
         before, began = self.book.entries[run.name], time.perf_counter()
         self.book.note(run, "running", read=read)
         try:
-            train(self.plan.method.name, self._start_of(run), narrator=self.narrator, callbacks=self.callbacks, again=self.again)
+            followed = (NeedsHeldOut(), *self.callbacks)
+            train(self.plan.method.name, self._start_of(run), narrator=self.narrator, callbacks=followed, again=self.again)
         except (RunStopped, KeyboardInterrupt):
             self.book.note(run, "stopped", read=read)
             self._sum_up()
