@@ -1,5 +1,6 @@
 """What advice does not conclude from data, because the data does not say it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from prefopt.pipeline.advise import signs
 from prefopt.pipeline.advise.ask import some_with_good_alone
 from prefopt.pipeline.advise.decide import decide
 from prefopt.pipeline.advise.facts import Count, Thumbs, Way
+from prefopt.pipeline.advise.look import look
 from prefopt.pipeline.advise.page import commands, page, write, yaml_of
 from prefopt.pipeline.advise.settings import AdviseSettings
 from prefopt.trees import Completion, PromptTree, token_ids
@@ -193,3 +195,15 @@ def test_of_graded_thumbs_it_is_said_why_kto_leads():
     said = " ".join(" ".join(page(graded, decided(graded))).split())
     assert "KTO leads because it reads all thumbs as they are" in said
     assert "no difference was told apart" in said
+
+
+def test_rows_that_all_open_alike_are_told_and_nothing_of_them_is_held_out(tmp_path: Path):
+    rows = [{"prompt": "Why?", "chosen": f"Because {place}.", "rejected": f"No {place}."} for place in range(60)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = look(AdviseSettings(data=[str(path)]))
+    decision = decided(found)
+    assert not {"eval_fraction", "eval_every_steps", "early_stop"} & decision.config.keys()
+    assert "all 60 examples open with the same" in " ".join(" ".join(page(found, decision)).split())
+    path.write_text(json.dumps(rows[0] | {"prompt": "How?"}) + "\n" + path.read_text())
+    assert {"eval_fraction", "early_stop"} <= decided(look(AdviseSettings(data=[str(path)]))).config.keys()

@@ -217,6 +217,7 @@ class Facts:
         unread: columns that are not read.
         contrary: rows whose scores contradict the order of their answers.
         weight: the sum of the examples' weights.
+        one_opening: all open with the same, so that nothing can be held out of them.
         have: what the user says there is.
         has_eval: held-out data was given.
         eval_fraction: share to hold out, where one was given, 0 among them; None: nothing was said.
@@ -242,6 +243,7 @@ class Facts:
     unread: tuple[str, ...] = ()
     contrary: Count = Count()
     weight: float = 1.0
+    one_opening: bool = False
     have: tuple[str, ...] = ()
     has_eval: bool = False
     eval_fraction: float | None = None

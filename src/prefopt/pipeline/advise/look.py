@@ -21,6 +21,7 @@ from prefopt.data.examples import Answer, Example
 from prefopt.data.files import Source
 from prefopt.data.formats import FORMATS
 from prefopt.data.kinds import PLURAL, Kind
+from prefopt.data.learning import opening_of
 from prefopt.data.reading import Read, Reading, readings
 from prefopt.data.recognise import (
     LOOKED_AT,
@@ -137,6 +138,7 @@ class Stream:
         counts: thumbs, answers per prompt, ties.
         votes: of each row with votes, those for one side; ties: votes for neither.
         weight: of all examples.
+        openings: what they open with, two of them at most.
         up, down: weights of thumbs, as often as an epoch takes them.
         num_beside, beside_per_epoch: good answers of sources that the method cannot read beside the others.
         strays: rows of another kind than their source, by kind.
@@ -152,6 +154,7 @@ class Stream:
     votes: list[list[int]] = field(default_factory=list)
     ties: int = 0
     weight: float = 0.0
+    openings: set[str] = field(default_factory=set)
     up: float = 0.0
     down: float = 0.0
     num_beside: int = 0
@@ -181,6 +184,8 @@ class Stream:
         self.num_examples += 1
         self.num_per_epoch += times
         self.weight += entry.example.weight
+        if len(self.openings) < 2:
+            self.openings.add(opening_of(entry.example))
         self.counts.add(entry.example.answers)
         for answer in entry.example.answers:
             self.up += times * entry.example.weight * (answer.label is True)
@@ -269,6 +274,7 @@ def look(settings: AdviseSettings) -> Facts:
         unread=tuple(dict.fromkeys(column for source in about for column in source.unread_columns if column not in content.COLUMNS)),
         contrary=Count(num_contrary, num_rows),
         weight=stream.weight,
+        one_opening=len(stream.openings) == 1,
         have=tuple(settings.have),
         has_eval=bool(settings.eval_data),
         eval_fraction=settings.eval_fraction if "eval_fraction" in settings.model_fields_set else None,

@@ -96,6 +96,12 @@ RULES: Mapping[Topic, tuple[Rule, ...]] = {
             "[data](data.md)",
         ),
         Rule(
+            signs.is_one_opening,
+            "held-out data from elsewhere (`--eval-data`), and other prompts to learn from",
+            "Rows that open alike are held out together or not at all, and of one prompt a model learns that prompt",
+            "[data](data.md)",
+        ),
+        Rule(
             signs.is_nothing_fitting,
             "a smaller model, or more memory: nothing fits",
             "`prefopt plan` says what it tried",

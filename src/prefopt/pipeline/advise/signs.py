@@ -79,6 +79,11 @@ def is_contrary(facts: Facts) -> str:
     return f"in {found:rows} a worse answer has the higher score" if found.share >= DOUBTFUL else ""
 
 
+def is_one_opening(facts: Facts) -> str:
+    """All rows open with the same, two of them or more."""
+    return f"all {facts.num_examples:,} examples open with the same" if facts.one_opening and facts.num_examples > 1 else ""
+
+
 def is_weightless(facts: Facts) -> str:
     """All weights are 0."""
     return f"the weights of all {facts.num_examples:,} examples are 0" if not facts.weight else ""
