@@ -198,12 +198,12 @@ def test_of_graded_thumbs_it_is_said_why_kto_leads():
 
 
 def test_rows_that_all_open_alike_are_told_and_nothing_of_them_is_held_out(tmp_path: Path):
-    rows = [{"prompt": "Why?", "chosen": f"Because {place}.", "rejected": f"No {place}."} for place in range(60)]
+    rows = [{"prompt": "Why?", "chosen": f"Because {place}.", "rejected": f"No {place}."} for place in range(300)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = look(AdviseSettings(data=[str(path)]))
     decision = decided(found)
     assert not {"eval_fraction", "eval_every_steps", "early_stop"} & decision.config.keys()
-    assert "all 60 examples open with the same" in " ".join(" ".join(page(found, decision)).split())
+    assert "all 300 examples open with the same" in " ".join(" ".join(page(found, decision)).split())
     path.write_text(json.dumps(rows[0] | {"prompt": "How?"}) + "\n" + path.read_text())
     assert {"eval_fraction", "early_stop"} <= decided(look(AdviseSettings(data=[str(path)]))).config.keys()
