@@ -70,6 +70,11 @@ CASES: Mapping[str, tuple[Facts, str, dict[str, Any]]] = {
         {"method": "sft"},
     ),
     "is-contrary": (facts(contrary=Count(60, 5000)), "in 60 of 5,000 rows (1.2 %) a worse answer has the higher score", {"method": "dpo"}),
+    "is-one-opening": (
+        facts(one_opening=True),
+        "all 5,000 examples open with the same",
+        {"eval_fraction": None, "eval_every_steps": None},
+    ),
     "is-nothing-fitting": (
         facts(model=model(ways=NOTHING, chosen="")),
         "full takes 40.0 GB, LoRA 16 takes 9.0 GB; 8.0 GB (as given)",

@@ -204,6 +204,6 @@ def test_rows_that_all_open_alike_are_told_and_nothing_of_them_is_held_out(tmp_p
     found = look(AdviseSettings(data=[str(path)]))
     decision = decided(found)
     assert not {"eval_fraction", "eval_every_steps", "early_stop"} & decision.config.keys()
-    assert "all 300 examples open with the same" in " ".join(" ".join(page(found, decision)).split())
+    assert "All 300 examples open with the same" in " ".join(" ".join(page(found, decision)).split())
     path.write_text(json.dumps(rows[0] | {"prompt": "How?"}) + "\n" + path.read_text())
     assert {"eval_fraction", "early_stop"} <= decided(look(AdviseSettings(data=[str(path)]))).config.keys()

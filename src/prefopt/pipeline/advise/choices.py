@@ -46,7 +46,7 @@ def epochs(facts: Facts) -> float:
 
 
 def held_out(facts: Facts) -> float:
-    """Share that is held out: none beside held-out data that is given or of rows that open alike; else as asked; else none of too little."""
+    """Share that is held out: none beside held-out data that is given or of rows that open alike; else as told; else none of too little."""
     if facts.has_eval or facts.one_opening:
         return 0.0
     if facts.eval_fraction is not None:
