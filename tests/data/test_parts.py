@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from tests.data.conftest import CHATML, byte_bpe, word_level
+from tests.data.turns import gpt, user
 from tokenizers import normalizers
 
 from prefopt.data.dataset import load
@@ -25,14 +26,6 @@ WORD_CHATML = (
     "{% for message in messages %}<|im_start|> {{ message.role }} {{ message.content }} <|im_end|> {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
 )
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def gpt(content, **marks):
-    return {"role": "assistant", "content": content, **marks}
 
 
 def part(text, mark=None, key="train"):

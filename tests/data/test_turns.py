@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tests.data.turns import gpt, user
 
 from prefopt.data.dataset import load
 from prefopt.data.examples import Message
@@ -22,14 +23,6 @@ WITH_TOOLS = (
     "{% if message.tool_call_id %}{{ ' of ' + message.tool_call_id }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def gpt(text, **more):
-    return {"role": "assistant", "content": text, **more}
 
 
 def learned(tree, tokenizer):

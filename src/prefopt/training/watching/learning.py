@@ -85,15 +85,9 @@ NORMAL_SPREAD = 1.4826
 def accuracy_near_half(history: History) -> Finding | None:
     """The policy ranks training pairs hardly better than chance."""
     run, step = history.run, history.step
-    if not _is_half_way(history):
+    if (found := _accuracy_below(NEAR_HALF, history)) is None or wrong_way(history) is not None:
         return None
-    accuracies = history.last(min(step // 2, ACCURACY_ROWS), "rewards/accuracy")
-    if not accuracies:
-        return None
-    num_pairs = len(accuracies) * run.batch_size
-    accuracy, error = fmean(accuracies), 0.5 / math.sqrt(num_pairs)
-    if accuracy + SURE * error >= NEAR_HALF or _hardly_moved(history) is not None or wrong_way(history) is not None:
-        return None
+    accuracy, error, num_pairs = found.values()
     kls = history.last(WINDOW, "kl")
     moved = f", although it has moved by {said(fmean(kls))} nats (KL)" if kls else ""
     what = (
@@ -106,20 +100,16 @@ def accuracy_near_half(history: History) -> Finding | None:
         "Read twenty pairs with your own eyes, leave out those that you could not rank yourself, "
         f"{smoothing}and only then try a higher --learning-rate (now {run.learning_rate:g})."
     )
-    return Finding("accuracy_near_half", step, "warning", what, do, {"accuracy": accuracy, "error": error, "num_pairs": num_pairs})
+    return Finding("accuracy_near_half", step, "warning", what, do, found)
 
 
 def wrong_way(history: History) -> Finding | None:
     """The policy has moved from its reference, and ranks training pairs worse than chance."""
     run, step = history.run, history.step
-    accuracies = history.last(min(step // 2, ACCURACY_ROWS), "rewards/accuracy")
     of_pairs = history.last(1, "rewards/margin")  # which share of thumbs lies above a point says less
-    if not _is_half_way(history) or not (run.has_reference and run.begins_at_reference) or not accuracies or not of_pairs:
+    if not (run.has_reference and run.begins_at_reference and of_pairs) or (found := _accuracy_below(WRONG_WAY, history)) is None:
         return None
-    num_pairs = len(accuracies) * run.batch_size
-    accuracy, error = fmean(accuracies), 0.5 / math.sqrt(num_pairs)
-    if accuracy + SURE * error >= WRONG_WAY or _hardly_moved(history) is not None:
-        return None
+    accuracy, error, num_pairs = found.values()
     what = (
         f"The policy ranks only {accuracy:.1%} ± {error:.1%} of the pairs as they are labelled (the last {num_pairs:,} that it was "
         "trained on), fewer than chance would: it learns the opposite of what they say."
@@ -131,7 +121,20 @@ def wrong_way(history: History) -> Finding | None:
         )
     else:
         do = f"Give a lower --learning-rate (now {run.learning_rate:g}): the steps are so large that they undo what they teach."
-    return Finding("wrong_way", step, "warning", what, do, {"accuracy": accuracy, "error": error, "num_pairs": num_pairs})
+    return Finding("wrong_way", step, "warning", what, do, found)
+
+
+def _accuracy_below(limit: float, history: History) -> dict[str, float] | None:
+    """`accuracy` on the pairs of the second half so far, its standard `error`, and `num_pairs`, where half-way the policy has moved and
+    the accuracy is surely below the limit."""
+    accuracies = history.last(min(history.step // 2, ACCURACY_ROWS), "rewards/accuracy") if _is_half_way(history) else ()
+    if not accuracies:
+        return None
+    num_pairs = len(accuracies) * history.run.batch_size
+    accuracy, error = fmean(accuracies), 0.5 / math.sqrt(num_pairs)
+    if accuracy + SURE * error >= limit or _hardly_moved(history) is not None:
+        return None
+    return {"accuracy": accuracy, "error": error, "num_pairs": num_pairs}
 
 
 def _is_half_way(history: History) -> bool:
